@@ -1,0 +1,67 @@
+"""The errors of `agentenv_backends`, and which of them a caller may retry.
+
+    BackendError
+    ├── BackendConfigError          the configuration cannot work; refused at start      (ValueError)
+    │   └── CapabilityError         the backend does not offer what was asked of it
+    ├── BackendUnavailableError     this machine lacks what the backend needs; the message says how to get it
+    ├── BackendStoppedError         the backend was not started, or was stopped          (RuntimeError)
+    ├── SlotStateError              the caller used a slot it does not hold              (RuntimeError)
+    └── InfrastructureError         the sandbox failed, not the agent: retry in a fresh slot
+        ├── HostStartError          a host did not come up
+        ├── HostLostError           a host is gone; the outcome of what it was doing is unknown
+        ├── SlotLostError           one slot is gone, its host lives on
+        ├── AcquireTimeoutError     no slot came free before the deadline                (TimeoutError)
+        └── SandboxTimeoutError     the sandbox did not answer, though the command's own deadline had
+                                    passed                                               (TimeoutError)
+
+What an agent does wrong (a command that fails, a path outside its workspace, a deadline it overran) is never an
+exception: it is a value, see `results.py`.
+"""
+
+
+class BackendError(Exception):
+    """Base of every error this package raises."""
+
+
+class BackendConfigError(BackendError, ValueError):
+    """The configuration cannot work. The message names the key, its value and what would be accepted."""
+
+
+class CapabilityError(BackendConfigError):
+    """The backend does not declare a capability that was asked for."""
+
+
+class BackendUnavailableError(BackendError):
+    """This machine lacks something the backend needs. The message says how to get it."""
+
+
+class BackendStoppedError(BackendError, RuntimeError):
+    """The backend was not started, or was stopped, also while the caller waited. Trying again does not help."""
+
+
+class SlotStateError(BackendError, RuntimeError):
+    """A slot was used by someone who does not hold it, or released twice."""
+
+
+class InfrastructureError(BackendError):
+    """The sandbox failed, not the agent. Never a reason for a score; a fresh slot may do better."""
+
+
+class HostStartError(InfrastructureError):
+    """A host did not come up."""
+
+
+class HostLostError(InfrastructureError):
+    """A host is gone. What its slots were doing may or may not have happened."""
+
+
+class SlotLostError(InfrastructureError):
+    """A slot is gone while its host lives on."""
+
+
+class AcquireTimeoutError(InfrastructureError, TimeoutError):
+    """No slot came free before the deadline."""
+
+
+class SandboxTimeoutError(InfrastructureError, TimeoutError):
+    """The sandbox gave no answer in time, although it enforces the command's deadline itself."""

@@ -1,0 +1,77 @@
+"""What a way of starting hosts must provide. Everything else (slots, waiting, health, replacement) is `SlotPool`'s.
+
+A host runs `sandboxd` and holds any number of slots. A slot's isolation is built once, by `open_slot`; resetting a
+slot is closing it and opening a new one, so that nothing of the old can remain.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from agentenv_backends.base import Capabilities
+    from agentenv_backends.requests import Request
+    from agentenv_backends.results import Result
+
+
+class Host(Protocol):
+    """A live host, connected to."""
+
+    host_id: str
+
+    def on_slot_lost(self, callback: Callable[[str, str], None]) -> None:
+        """Call `callback(slot_id, reason)` when a slot dies by itself. At most one callback; set before any slot."""
+        ...
+
+    def on_lost(self, callback: Callable[[str], None]) -> None:
+        """Call `callback(reason)` once when the host is gone without having been asked. Set before any slot."""
+        ...
+
+    async def open_slot(self, slot_id: str) -> None:
+        """Build a slot and return when it takes commands. Raises `SlotLostError` or `HostLostError`."""
+        ...
+
+    def workspace_dir(self, slot_id: str) -> str:
+        """The workspace of an open slot, as commands in it see it."""
+        ...
+
+    async def close_slot(self, slot_id: str) -> None:
+        """End a slot and return when no process of it is left. Unknown ids are no error."""
+        ...
+
+    async def execute(self, slot_id: str, request: Request) -> Result:
+        """Carry one request; many may be under way at once, those of one slot run in the order they were sent.
+
+        Cancelling withdraws the request: its process tree is killed inside the slot.
+        Raises `SlotLostError`, `HostLostError` or `SandboxTimeoutError`.
+        """
+        ...
+
+    async def ping(self) -> None:
+        """Return when the host has answered, which also renews its lease. Raises `HostLostError`."""
+        ...
+
+    async def close(self) -> None:
+        """End the host and everything in it; return when no process of it is left. Idempotent."""
+        ...
+
+
+class HostProvider(Protocol):
+    """Starts hosts of one kind."""
+
+    async def prepare(self) -> Capabilities:
+        """Check that this machine can do what the configuration asks, once, before any launch.
+
+        Raises `BackendUnavailableError` or `CapabilityError` with the way out.
+        """
+        ...
+
+    async def launch(self, host_id: str) -> Host:
+        """Start one host and connect to it. Raises `HostStartError`; leaves nothing behind then, or when cancelled."""
+        ...
+
+    async def sweep(self) -> int:
+        """Remove what dead runs on this machine left behind, and nothing of live ones. Returns how many things."""
+        ...

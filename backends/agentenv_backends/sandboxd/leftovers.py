@@ -1,0 +1,68 @@
+"""Names that say who owns a thing, and the removal of what dead owners left.
+
+    agentenv-<run id>-<owner's pid>-<owner's start time>-<what>
+
+A pid alone may belong to someone else by now; with the start time it cannot. So a sweep needs no state file and never
+touches what a live host owns.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import List, NamedTuple, Optional
+
+PREFIX = "agentenv-"
+_NAME = re.compile(r"agentenv-(?P<run>[\w-]+)-(?P<pid>\d+)-(?P<start>\d+)-(?P<what>\w+)\Z")
+
+
+class Owner(NamedTuple):
+    """A process, told apart from all others that had or will have its pid."""
+
+    pid: int
+    start_time: int
+
+    def is_alive(self) -> bool:
+        """Whether that very process still exists."""
+        return start_time(self.pid) == self.start_time
+
+
+def start_time(pid: int) -> Optional[int]:
+    """When a process started, in clock ticks since boot; None when there is none, or only its zombie."""
+    try:
+        with open("/proc/%d/stat" % pid, "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] == b"Z" else int(fields[19])
+
+
+def owner_of_this_process() -> Owner:
+    """This process as an owner."""
+    pid = os.getpid()
+    return Owner(pid, start_time(pid) or 0)
+
+
+def name_for(run_id: str, owner: Owner, what: str) -> str:
+    """The name of a thing that `owner` owns. `what` is letters and digits."""
+    return "%s%s-%d-%d-%s" % (PREFIX, run_id, owner.pid, owner.start_time, what)
+
+
+def owner_of(name: str) -> Optional[Owner]:
+    """Whose thing that is; None when the name is not one of ours."""
+    match = _NAME.match(name)
+    return Owner(int(match["pid"]), int(match["start"])) if match else None
+
+
+def abandoned(folder: str) -> List[str]:
+    """Paths in `folder` whose owners are dead."""
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return []
+    found = []
+    for name in sorted(names):
+        owner = owner_of(name)
+        if owner is not None and not owner.is_alive():
+            found.append(os.path.join(folder, name))
+    return found

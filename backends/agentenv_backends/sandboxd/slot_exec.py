@@ -1,0 +1,360 @@
+"""Running one command in a slot: spawn, read with caps, wait, and leave nothing behind."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import select
+import time
+
+from .frames import MAYBE_OOM
+from .lean import SIGINFO_SIZE, SIGKILL, SIGPIPE, SIGXFSZ, write_all
+from .refusal import RefusedError, from_os_error
+from .slot_processes import reap
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Dict, List, Optional, Tuple, Union
+
+    from .slot_files import Workspace
+    from .slot_init import Link
+    from .slot_processes import Descendants, PidNamespace
+
+DRAIN_S = 0.1
+"""How long output is still awaited after the main process exited, when something keeps a pipe open."""
+MAX_ARGUMENT = 100_000
+"""Longer commands become a script on a memory file: the kernel takes 128 KiB for one argument."""
+MAX_OUTPUT = 16 << 20
+_CHUNK = 1 << 16
+_LARGE_PIPE = 1 << 20
+_LAST_READS = _LARGE_PIPE // _CHUNK + 2
+_F_SETPIPE_SZ = 1031
+_CHILD_OOM_SCORE = 900
+_POLLIN = select.POLLIN
+
+
+class Capture:
+    """The first and the last bytes of a stream of any length."""
+
+    __slots__ = ("_head", "_head_room", "_tail", "_tail_cap", "total")
+
+    def __init__(self, cap: int) -> None:
+        self._head_room = cap - cap // 2
+        self._tail_cap = cap // 2
+        self._head: List[bytes] = []
+        self._tail = bytearray()
+        self.total = 0
+
+    def add(self, data: bytes) -> None:
+        """Take in the next bytes."""
+        self.total += len(data)
+        room = self._head_room
+        if room:
+            self._head.append(data[:room])
+            self._head_room = max(0, room - len(data))
+            data = data[room:]
+        if data and self._tail_cap:
+            self._tail += data[-self._tail_cap :]
+            if len(self._tail) > 2 * self._tail_cap:
+                del self._tail[: -self._tail_cap]
+
+    def parts(self) -> Tuple[bytes, bytes]:
+        """Head and tail."""
+        if not self.total:
+            return b"", b""
+        tail = self._tail[-self._tail_cap :] if self._tail_cap else b""
+        return b"".join(self._head), bytes(tail)
+
+
+class OomScore:
+    """Makes commands the first to go when memory runs out, and their init the last."""
+
+    def __init__(self) -> None:
+        # Opened now: an init that cannot be inspected cannot open it later either.
+        self._file = os.open("/proc/self/oom_score_adj", os.O_RDWR | os.O_CLOEXEC)
+        self._own = os.pread(self._file, 16, 0).strip()
+
+    def raise_for_children(self) -> None:
+        """What is spawned from now on goes first."""
+        if int(self._own) < _CHILD_OOM_SCORE:
+            os.pwrite(self._file, b"%d" % _CHILD_OOM_SCORE, 0)
+
+    def restore(self) -> None:
+        """Back to the score this process was given."""
+        if int(self._own) < _CHILD_OOM_SCORE:
+            os.pwrite(self._file, self._own, 0)
+
+
+class Run:
+    """What is known about the command that runs."""
+
+    __slots__ = (
+        "deadline",
+        "ends",
+        "err",
+        "killed",
+        "none_left",
+        "out",
+        "pid",
+        "started",
+        "status",
+        "streams",
+    )
+
+    def __init__(self, header: Dict[str, Any]) -> None:
+        cap = int(header["max"])
+        if not 0 <= cap <= MAX_OUTPUT:
+            raise RefusedError("bad_request", "max_output_bytes is 0 to %d" % MAX_OUTPUT)
+        self.started = time.monotonic()
+        self.deadline = self.started + float(header["timeout"])
+        self.out = Capture(cap)
+        self.err = Capture(cap)
+        self.streams: Dict[int, Capture] = {}
+        self.ends: Tuple[int, ...] = ()
+        """The writing ends. Held until the main process has ended: its death wakes us once, not once for each pipe."""
+        self.pid = 0
+        self.status: Optional[int] = None
+        self.none_left = False
+        self.killed = 0
+
+
+class Executor:
+    """Runs commands, one at a time. `processes` ends whatever a command leaves behind."""
+
+    def __init__(
+        self,
+        link: Link,
+        workspace: Workspace,
+        processes: Union[PidNamespace, Descendants],
+        *,
+        shell: str,
+        env: Dict[str, str],
+        child_signals: int,
+        oom_score: OomScore,
+    ) -> None:
+        self._link = link
+        self._workspace = workspace
+        self._processes = processes
+        self._shell = shell
+        self._name = shell.rpartition("/")[2]
+        self._env = env
+        self._child_signals = child_signals
+        self._oom_score = oom_score
+        self._null = os.open("/dev/null", os.O_RDWR)
+        self._poll = select.poll()
+        self._poll.register(child_signals, _POLLIN)
+        self._poll.register(link.fd, _POLLIN)
+
+    def execute(
+        self, request_id: int, header: Dict[str, Any], body: bytes
+    ) -> Tuple[bytes, bytes, int]:
+        """Header, body and flags of the answer. Raises `RefusedError` when the command cannot be started."""
+        run = Run(header)
+        split = len(body) - int(header.get("stdin", 0))
+        self._start(run, header, body[:split], body[split:])
+        outcome = self._follow(run, request_id)
+        self._clean(run)
+        return _answer(run, outcome)
+
+    # --- starting -------------------------------------------------------------------------------------------------
+
+    def _start(self, run: Run, header: Dict[str, Any], command: bytes, stdin: bytes) -> None:
+        if b"\0" in command:
+            raise RefusedError(
+                "bad_request", "the command holds a NUL byte, which no shell accepts"
+            )
+        cwd = header.get("cwd", ".")
+        folder = -1 if cwd == "." else self._workspace.open_folder(cwd)
+        try:
+            if folder >= 0:
+                os.fchdir(folder)
+            self._spawn(run, command, stdin, header.get("env"))
+        except OSError as error:
+            raise _start_failure(error) from error
+        except ValueError as error:
+            raise RefusedError("bad_request", "environment: %s" % error) from error
+        finally:
+            if folder >= 0:
+                os.close(folder)
+                os.fchdir(self._workspace.fd)
+
+    def _spawn(
+        self, run: Run, command: bytes, stdin: bytes, extra_env: Optional[Dict[str, str]]
+    ) -> None:
+        opened: List[int] = []
+        try:
+            arguments: List[Union[str, bytes]] = [self._name, "-c", command]
+            source = self._null
+            if stdin:
+                source = _memory_file(stdin)
+                opened.append(source)
+            out, out_end = os.pipe()
+            opened += (out, out_end)
+            err, err_end = os.pipe()
+            opened += (err, err_end)
+            actions = [
+                (os.POSIX_SPAWN_DUP2, source, 0),
+                (os.POSIX_SPAWN_DUP2, out_end, 1),
+                (os.POSIX_SPAWN_DUP2, err_end, 2),
+            ]
+            if len(command) > MAX_ARGUMENT:
+                script = _memory_file(command)
+                opened.append(script)
+                actions.append((os.POSIX_SPAWN_DUP2, script, 3))
+                arguments[1:] = ["/dev/fd/3"]
+            env = dict(self._env, **extra_env) if extra_env else self._env
+            run.pid = self._spawn_child(arguments, env, actions)
+            for descriptor in (out, err, out_end, err_end):
+                opened.remove(descriptor)
+        finally:
+            for descriptor in opened:
+                os.close(descriptor)
+        run.streams = {out: run.out, err: run.err}
+        run.ends = (out_end, err_end)
+        self._poll.register(out, _POLLIN)
+        self._poll.register(err, _POLLIN)
+
+    def _spawn_child(self, arguments: Any, env: Dict[str, str], actions: Any) -> int:
+        self._oom_score.raise_for_children()
+        try:
+            return os.posix_spawn(
+                self._shell,
+                arguments,
+                env,
+                file_actions=actions,
+                setsid=True,
+                setsigmask=(),
+                setsigdef=(SIGPIPE, SIGXFSZ),
+            )
+        finally:
+            self._oom_score.restore()
+
+    # --- following ------------------------------------------------------------------------------------------------
+
+    def _follow(self, run: Run, request_id: int) -> str:
+        """Read and wait until the command has ended, or must end. Returns how, as the driver's `ExecStatus` says it."""
+        deadline, outcome = run.deadline, ""
+        while run.streams or run.status is None:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return outcome or "timed_out"
+            for fd, events in self._poll.poll(left * 1000 + 1):
+                if fd in run.streams:
+                    self._read(run, fd, events)
+                elif fd == self._child_signals:
+                    os.read(fd, SIGINFO_SIZE)
+                    self._reap(run)
+                elif self._link.cancelled(request_id):
+                    return "cancelled"
+            if run.status is not None and not outcome:
+                outcome = "exited"
+                deadline = min(deadline, time.monotonic() + DRAIN_S)
+        return "exited"
+
+    def _read(self, run: Run, fd: int, events: int) -> None:
+        # A bare hang-up has nothing to read.
+        data = os.read(fd, _CHUNK) if events & _POLLIN else b""
+        if not data:
+            self._close(run, fd)
+            return
+        capture = run.streams[fd]
+        if len(data) == _CHUNK and capture.total == 0:
+            _enlarge_pipe(fd)
+        capture.add(data)
+
+    def _close(self, run: Run, fd: int) -> None:
+        del run.streams[fd]
+        self._poll.unregister(fd)
+        os.close(fd)
+
+    def _reap(self, run: Run) -> None:
+        ended, run.none_left = reap(block=False)
+        self._note(run, ended)
+
+    def _note(self, run: Run, ended: List[Tuple[int, int]]) -> None:
+        for pid, status in ended:
+            if pid == run.pid:
+                run.status = status
+                for descriptor in run.ends:
+                    os.close(descriptor)
+
+    # --- cleaning -------------------------------------------------------------------------------------------------
+
+    def _clean(self, run: Run) -> None:
+        if not run.none_left:
+            ended = self._processes.kill_all()
+            self._note(run, ended)
+            run.killed = sum(pid != run.pid and was_killed(status) for pid, status in ended)
+        # What the dead had written is still in the pipes; nobody holds their other ends now.
+        for fd in list(run.streams):
+            os.set_blocking(fd, False)
+            for _ in range(_LAST_READS):
+                if fd not in run.streams:
+                    break
+                try:
+                    self._read(run, fd, _POLLIN)
+                except BlockingIOError:
+                    break
+            if fd in run.streams:
+                self._close(run, fd)
+
+
+def _answer(run: Run, outcome: str) -> Tuple[bytes, bytes, int]:
+    code, flags = 124, 0
+    if outcome == "cancelled":
+        code = 128 + SIGKILL
+    elif outcome == "exited" and run.status is not None:
+        if os.WIFSIGNALED(run.status):
+            outcome, code = "signaled", 128 + os.WTERMSIG(run.status)
+        else:
+            code = os.WEXITSTATUS(run.status)
+        if code == 128 + SIGKILL:
+            flags = MAYBE_OOM
+    out_head, out_tail = run.out.parts()
+    err_head, err_tail = run.err.parts()
+    header = b'{"status":"%s","code":%d,"seconds":%.6f,"killed":%d,"sizes":[%d,%d,%d,%d,%d,%d]}' % (
+        outcome.encode(),
+        code,
+        time.monotonic() - run.started,
+        run.killed,
+        len(out_head),
+        len(out_tail),
+        run.out.total,
+        len(err_head),
+        len(err_tail),
+        run.err.total,
+    )
+    return header, b"".join((out_head, out_tail, err_head, err_tail)), flags
+
+
+def was_killed(status: int) -> bool:
+    """Whether a wait status says SIGKILL."""
+    return os.WIFSIGNALED(status) and os.WTERMSIG(status) == SIGKILL
+
+
+def _start_failure(error: OSError) -> RefusedError:
+    if error.errno == errno.E2BIG:
+        return RefusedError("bad_request", "the environment is too large for the kernel to pass on")
+    failure = from_os_error(error, "cannot start the command")
+    return RefusedError("cannot_start", failure.message)
+
+
+def _memory_file(content: bytes) -> int:
+    """A descriptor that reads `content`. A file rather than a pipe: nobody has to feed it while the command runs."""
+    descriptor = os.memfd_create("input")
+    try:
+        write_all(descriptor, content)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _enlarge_pipe(fd: int) -> None:
+    """A stream that fills its first pipe is a long one: fewer, larger reads. Refusal by the kernel costs only speed."""
+    try:
+        fcntl.fcntl(fd, _F_SETPIPE_SZ, _LARGE_PIPE)
+    except OSError:
+        return

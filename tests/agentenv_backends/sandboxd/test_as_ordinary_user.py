@@ -1,0 +1,81 @@
+"""A server that an ordinary user starts: no cgroups, no uids to hand out, the same confinement."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from agentenv_backends.results import ExecStatus
+from agentenv_backends.sandboxd.packing import write_zipapp
+from tests.agentenv_backends.sandboxd.harness import RunningHost, launch
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+pytestmark = [
+    pytest.mark.sandbox,
+    pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user"),
+    pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed"),
+]
+NOBODY = 65534
+
+
+@pytest.fixture
+def readable_pyz() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder)
+        path.chmod(0o755)
+        yield write_zipapp(path / "sandboxd.pyz")
+
+
+@pytest.fixture
+async def host(readable_pyz: Path) -> AsyncIterator[RunningHost]:
+    host = await launch(
+        readable_pyz, "/usr/bin/python3", user=NOBODY, owner_pid=0, max_processes=40, memory_mb=256
+    )
+    try:
+        await host.connection.open_slot("a")
+        await host.connection.open_slot("b")
+        yield host
+        await host.connection.close()
+    finally:
+        if host.process.poll() is None:
+            host.process.kill()
+        host.process.wait()
+
+
+async def test_the_facts_tell_which_means_are_left(host: RunningHost) -> None:
+    facts = host.facts
+    assert not facts.started_as_root
+    assert facts.slot_uids == str(NOBODY)
+    assert facts.controllers == ()
+    assert facts.memory_limit == "rlimit, each process"
+    assert facts.process_limit in ("rlimit, each slot", "")
+    assert facts.seccomp
+    assert facts.no_capabilities
+
+
+async def test_processes_are_limited_for_each_slot_though_both_share_a_user(
+    host: RunningHost,
+) -> None:
+    if not host.facts.process_limit:
+        pytest.skip("this kernel counts processes by user alone")
+    bomb = asyncio.create_task(
+        host.run("for i in $(seq 100); do sleep 100 & done; wait", timeout_s=2)
+    )
+    for _ in range(10):
+        assert (await host.run("(echo a | cat) | cat", "b")).stdout.text() == "a\n"
+    assert "fork" in (await bomb).stderr.text()
+    assert (await host.run("echo alive")).stdout.text() == "alive\n"
+
+
+async def test_memory_is_limited_for_each_process(host: RunningHost) -> None:
+    result = await host.run("python3 -c 'x = bytearray(400 << 20)'")
+    assert result.status is ExecStatus.EXITED
+    assert "MemoryError" in result.stderr.text()
