@@ -1,0 +1,153 @@
+"""The executor's way to the backend: one slot per trajectory, every wait bounded, every failure of one kind."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from agentenv_backends.errors import (
+    AcquireTimeoutError,
+    BackendError,
+    CapabilityError,
+    InfrastructureError,
+    SandboxTimeoutError,
+)
+from agentenv_backends.requests import ExecRequest
+from agentenv_tools._departures import Departures
+
+if TYPE_CHECKING:
+    from agentenv_backends.base import Backend, Slot
+    from agentenv_backends.requests import Request
+    from agentenv_backends.results import Result
+    from agentenv_tools._trajectory import Trajectory
+    from agentenv_tools.config import ToolExecutorConfig
+    from agentenv_tools.stats import Counters
+
+logger = logging.getLogger(__name__)
+
+_SLACK_S = 5.0
+"""How much later than the backend's own deadline a wait is given up here. Backends keep theirs; this is the net."""
+
+
+class SlotKeeper:
+    """Takes slots, sends requests to them and gives them back."""
+
+    def __init__(self, backend: Backend, config: ToolExecutorConfig, counters: Counters) -> None:
+        self._backend = backend
+        self._config = config
+        self._counters = counters
+        self._departures = Departures(config.max_batch_size, counters)
+        self._checked = False
+
+    def check_capabilities(self) -> None:
+        """Raise `CapabilityError` unless the backend offers what the configuration requires."""
+        if self._checked:
+            return
+        offered, config = self._backend.capabilities, self._config
+        isolated = offered.isolation != "none"
+        if not config.allow_network and not offered.network_control:
+            raise CapabilityError(
+                "allow_network is False, but this backend cannot keep commands off the network; "
+                "choose one that can, or set allow_network to True"
+            )
+        if config.require_sandbox and not isolated:
+            raise CapabilityError(
+                "require_sandbox is True, but this backend runs commands without isolation; "
+                "choose another one"
+            )
+        if config.require_stateful_sandbox and not (isolated and offered.stateful_terminals):
+            raise CapabilityError(
+                "require_stateful_sandbox is True, but this backend has no isolated stateful "
+                "terminals; set it to False"
+            )
+        self._checked = True
+
+    async def acquire(self, trajectory: Trajectory) -> float:
+        """Make sure the trajectory has a slot; returns the seconds this caller waited for it.
+
+        Raises `AcquireTimeoutError`, which a later try may outlive: nothing is lost yet.
+        """
+        if trajectory.slot is not None:
+            return 0.0
+        async with trajectory.acquiring:
+            trajectory.check()
+            if trajectory.slot is not None:
+                return 0.0
+            self.check_capabilities()
+            started = asyncio.get_running_loop().time()
+            self._counters.waiting += 1
+            try:
+                trajectory.slot = await self._acquire_in_time(trajectory.trajectory_id)
+            finally:
+                waited = asyncio.get_running_loop().time() - started
+                self._counters.waiting -= 1
+                self._counters.wait_s += waited
+        if trajectory.released:  # a tool that ignores its cancellation got here after all
+            await self.give_back(trajectory)
+        trajectory.check()
+        return waited
+
+    async def send(self, trajectory: Trajectory, request: Request) -> Result:
+        """Carry one request. An `InfrastructureError` here means the trajectory is lost."""
+        trajectory.check()
+        slot = trajectory.slot
+        assert slot is not None
+        try:
+            return await self._send_in_time(slot, request)
+        except InfrastructureError as error:
+            trajectory.lost = trajectory.lost or error
+            raise
+
+    async def give_back(self, trajectory: Trajectory, *, reset_workspace: bool = True) -> None:
+        """Release the trajectory's slot, if it has one. Never raises: a failure is counted and logged."""
+        slot, trajectory.slot = trajectory.slot, None
+        if slot is None:
+            return
+        try:
+            async with asyncio.timeout(self._config.release_timeout_s):
+                await self._backend.release(slot, reset_workspace=reset_workspace)
+        except Exception:
+            self._counters.cleanup_failures += 1
+            logger.warning(
+                "slot %s of trajectory %s could not be released",
+                slot.slot_id,
+                trajectory.trajectory_id,
+                exc_info=True,
+            )
+
+    async def _acquire_in_time(self, trajectory_id: str) -> Slot:
+        limit = self._config.acquire_timeout_s
+        try:
+            async with asyncio.timeout(None if limit is None else limit + _SLACK_S):
+                return await self._backend.acquire(trajectory_id, timeout_s=limit)
+        except BackendError:
+            raise
+        except TimeoutError as error:
+            raise AcquireTimeoutError(
+                f"trajectory {trajectory_id}: neither a slot nor an error within {limit:g}s"
+            ) from error
+        except Exception as error:
+            raise InfrastructureError(f"the backend failed to give a slot: {error!r}") from error
+
+    async def _send_in_time(self, slot: Slot, request: Request) -> Result:
+        await self._departures.leave(slot.host_id)
+        deadline_s = (
+            request.timeout_s
+            if isinstance(request, ExecRequest)
+            else self._backend.default_timeout_s
+        )
+        limit = deadline_s + self._backend.grace_s + _SLACK_S
+        try:
+            async with asyncio.timeout(limit):
+                return await self._backend.execute(slot, request)
+        except BackendError:
+            raise
+        except TimeoutError as error:
+            raise SandboxTimeoutError(
+                f"slot {slot.slot_id}: no answer to a {type(request).__name__} within {limit:g}s"
+            ) from error
+        except Exception as error:
+            raise InfrastructureError(
+                f"slot {slot.slot_id}: the backend failed with {error!r}"
+            ) from error

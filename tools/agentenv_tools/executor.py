@@ -1,0 +1,441 @@
+"""Carries tool calls of many trajectories to their slots."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import math
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from pydantic_core import to_json
+
+from agentenv_backends.errors import BackendError, InfrastructureError
+from agentenv_backends.requests import (
+    DEFAULT_MAX_ARTIFACT_BYTES,
+    DEFAULT_MAX_ENTRIES,
+    ArchiveRequest,
+    KillRequest,
+    ListRequest,
+    ReadRequest,
+)
+from agentenv_backends.results import ArchiveResult, KillResult, ListResult, OpFailure, ReadResult
+from agentenv_tools._slots import SlotKeeper
+from agentenv_tools._trajectory import Trajectory, Turn
+from agentenv_tools.arguments import invalid_arguments, shorten
+from agentenv_tools.base import SandboxTool, ToolContext, expect
+from agentenv_tools.config import MAX_TIMEOUT_S, MIN_TIMEOUT_S, ToolExecutorConfig
+from agentenv_tools.errors import (
+    ExecutorClosedError,
+    NoActiveSlotError,
+    ToolArgumentsError,
+    ToolError,
+)
+from agentenv_tools.registry import POLICY_ARGUMENTS
+from agentenv_tools.schema import ToolResult
+from agentenv_tools.stats import CallError, Counters
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from agentenv_backends.base import Backend
+    from agentenv_backends.requests import Request
+    from agentenv_backends.results import Result
+    from agentenv_tools.base import Tool
+    from agentenv_tools.registry import ToolRegistry
+    from agentenv_tools.schema import ToolCall
+    from agentenv_tools.stats import ExecutorStats
+
+logger = logging.getLogger(__name__)
+
+ResultT = TypeVar("ResultT")
+
+
+class _RejectedError(Exception):
+    """A call that the model gets an error for."""
+
+    def __init__(self, kind: CallError, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class ToolExecutor:
+    """Runs the tool calls of many trajectories over one backend.
+
+    * Calls of one trajectory run one at a time, in the order `execute` was called. Calls of
+      different trajectories never wait for each other, except for a free slot.
+    * A trajectory takes a slot on its first request to the sandbox and keeps it until
+      `release_trajectory`.
+    * What the agent did wrong (malformed call, unknown tool, bad arguments, failing command,
+      overrun deadline) is a `ToolResult`. What the infrastructure did wrong is an
+      `InfrastructureError`. The two are never exchanged.
+    * A trajectory whose sandbox failed in the middle is lost: its later calls raise the same error.
+      It never gets a second, empty slot.
+    * Cancelling `execute` withdraws the call: no place in a queue and no running command is left.
+    * The model can choose a timeout (clamped to 1-600 s) and nothing else of how its call runs.
+
+    Why there is no batch queue: `Backend.execute_batch` answers when its slowest request has, so a
+    batch made here would let one slow call hold up everybody in it. Each request goes to the
+    backend by itself, within the caller's own task, and many are under way at once over each host's
+    one connection; requests that leave in the same turn of the event loop are what that connection
+    can write in one piece. So a call waits for no window (`batch_window_ms` is kept as an upper
+    bound), and `max_batch_size` bounds a burst.
+
+    Not guaranteed: anything about time beyond the deadlines; that a sync function tool stops at its
+    deadline (threads cannot be ended).
+    """
+
+    def __init__(
+        self, backend: Backend, registry: ToolRegistry, config: ToolExecutorConfig | None = None
+    ) -> None:
+        self._registry = registry
+        self._config = config or ToolExecutorConfig()
+        self._counters = Counters()
+        self._slots = SlotKeeper(backend, self._config, self._counters)
+        self._trajectories: dict[str, Trajectory] = {}
+        self._teardowns: dict[str, asyncio.Task[None]] = {}
+        self._closed = False
+
+    # ---- life ----
+
+    async def start(self) -> None:
+        """Check that the started backend offers what the configuration requires. Raises `CapabilityError`.
+
+        A first request to the sandbox checks it too, so forgetting this fails later but fails
+        closed.
+        """
+        self._slots.check_capabilities()
+
+    async def release_trajectory(self, trajectory_id: str, reset_workspace: bool = False) -> None:
+        """End a trajectory: cancel its calls, which raise `TrajectoryReleasedError`, and give its slot back.
+
+        Idempotent, and unknown ids are fine. A failing cleanup is counted and logged, never raised.
+        Cancelling this does not stop the release; `close` still waits for it.
+        """
+        trajectory = self._trajectories.pop(trajectory_id, None)
+        if trajectory is not None:
+            previous = self._teardowns.get(trajectory_id)
+            teardown = asyncio.create_task(
+                self._tear_down(trajectory, previous, reset_workspace=reset_workspace)
+            )
+            self._teardowns[trajectory_id] = teardown
+            teardown.add_done_callback(lambda task: self._forget(trajectory_id, task))
+        if under_way := self._teardowns.get(trajectory_id):
+            await asyncio.shield(under_way)
+
+    async def close(self) -> None:
+        """Release every trajectory and take no more calls. Idempotent. The backend is the caller's to stop."""
+        self._closed = True
+        names = [*self._trajectories, *self._teardowns]
+        await asyncio.gather(*(self.release_trajectory(name) for name in dict.fromkeys(names)))
+
+    # ---- calls ----
+
+    async def execute(
+        self,
+        trajectory_id: str,
+        call: ToolCall,
+        timeout_s: float | None = None,
+        *,
+        working_dir: str | None = None,
+    ) -> ToolResult:
+        """Carry out one call and return what the model gets to read.
+
+        The deadline is `timeout_s`, else the call's own `timeout` argument, else
+        `default_timeout_s`, clamped to 1-600 s. It starts when the call does: waiting for a turn or
+        a slot is not counted. `working_dir`, relative to the workspace, is where commands start.
+
+        Raises `InfrastructureError` (the trajectory is then lost, unless it is an
+        `AcquireTimeoutError`), `CapabilityError`, `TrajectoryReleasedError` or
+        `ExecutorClosedError`.
+        """
+        counters = self._counters
+        counters.active += 1
+        counters.requests += 1
+        started = asyncio.get_running_loop().time()
+        try:
+            result = await self._answer(
+                self._trajectory(trajectory_id), call, timeout_s, working_dir
+            )
+            if not result.success:
+                counters.errors[CallError.FAILED] += 1
+        except _RejectedError as rejected:
+            counters.errors[rejected.kind] += 1
+            result = ToolResult(success=False, error=str(rejected))
+        except asyncio.CancelledError:
+            counters.cancelled += 1
+            raise
+        except Exception:
+            counters.failures += 1
+            raise
+        finally:
+            counters.active -= 1
+            counters.finished += 1
+            counters.latency_s += asyncio.get_running_loop().time() - started
+        return replace(result, uniq_id=call.uniq_id)
+
+    async def prepare(self, trajectory_id: str, call: ToolCall) -> None:
+        """Have what `call` will need: if it runs in the sandbox, wait for the trajectory's slot.
+
+        For callers that count the time waiting for a slot apart from the call's. Raises as `execute` does.
+        """
+        trajectory = self._trajectory(trajectory_id)
+        if call.error is None and isinstance(self._registry.get(call.name), SandboxTool):
+            await self._slots.acquire(trajectory)
+
+    async def execute_request(self, trajectory_id: str, request: Request) -> Result:
+        """Carry one request to the trajectory's slot, in turn with its calls. For hooks and verifiers.
+
+        Raises as `execute` does.
+        """
+        trajectory = self._trajectory(trajectory_id)
+        self._counters.active += 1
+        try:
+            async with Turn(trajectory, self._counters):
+                await self._slots.acquire(trajectory)
+                return await self._slots.send(trajectory, request)
+        finally:
+            self._counters.active -= 1
+
+    async def quiesce(self, trajectory_id: str) -> int:
+        """Kill every process in the trajectory's slot, after its calls; how many there were. No slot: 0.
+
+        For use before verification, so that nothing the agent left can interfere. Raises as
+        `execute` does.
+        """
+        trajectory = self._trajectories.get(trajectory_id)
+        if trajectory is None or trajectory.slot is None:
+            return 0
+        answer = expect(await self.execute_request(trajectory_id, KillRequest()), KillResult)
+        if isinstance(answer, OpFailure):
+            raise InfrastructureError(f"the slot's processes could not be killed: {answer.message}")
+        return answer.killed_processes
+
+    def stats(self) -> ExecutorStats:
+        """The counts as of now."""
+        return self._counters.snapshot()
+
+    # ---- artifacts ----
+
+    async def read_artifact(
+        self,
+        trajectory_id: str,
+        path: str,
+        *,
+        max_bytes: int = DEFAULT_MAX_ARTIFACT_BYTES,
+        include_sha256: bool = False,
+    ) -> ReadResult | OpFailure:
+        """Bytes of a file in the trajectory's workspace. Raises `NoActiveSlotError`, else as `execute` does."""
+        request = ReadRequest(path, max_bytes=max_bytes, with_sha256=include_sha256)
+        return await self._artifact(trajectory_id, request, ReadResult)
+
+    async def list_artifacts(
+        self,
+        trajectory_id: str,
+        path: str = ".",
+        *,
+        recursive: bool = False,
+        max_entries: int = DEFAULT_MAX_ENTRIES,
+    ) -> ListResult | OpFailure:
+        """Entries of a folder in the trajectory's workspace. Raises as `read_artifact` does."""
+        request = ListRequest(path, recursive=recursive, max_entries=max_entries)
+        return await self._artifact(trajectory_id, request, ListResult)
+
+    async def archive_artifacts(
+        self,
+        trajectory_id: str,
+        path: str = ".",
+        *,
+        archive_format: Literal["tar.gz"] = "tar.gz",
+        max_bytes: int = DEFAULT_MAX_ARTIFACT_BYTES,
+        max_entries: int = DEFAULT_MAX_ENTRIES,
+    ) -> ArchiveResult | OpFailure:
+        """A folder of the trajectory's workspace, packed. Raises as `read_artifact` does."""
+        request = ArchiveRequest(path, archive_format, max_bytes, max_entries)
+        return await self._artifact(trajectory_id, request, ArchiveResult)
+
+    # ---- machinery ----
+
+    def _trajectory(self, trajectory_id: str) -> Trajectory:
+        if self._closed:
+            raise ExecutorClosedError(
+                f"the executor is closed; trajectory {trajectory_id} cannot call tools"
+            )
+        trajectory = self._trajectories.get(trajectory_id)
+        if trajectory is None:
+            trajectory = self._trajectories[trajectory_id] = Trajectory(trajectory_id)
+        trajectory.check()
+        return trajectory
+
+    async def _answer(
+        self,
+        trajectory: Trajectory,
+        call: ToolCall,
+        timeout_s: float | None,
+        working_dir: str | None,
+    ) -> ToolResult:
+        tool = self._tool_for(call)
+        with _tool_code():
+            timeout_s, arguments = self._with_policy(tool, call, timeout_s)
+            validated = tool.validate(arguments)
+        async with Turn(trajectory, self._counters) as turn:
+            return await self._run(turn, tool, validated, timeout_s, working_dir)
+
+    def _tool_for(self, call: ToolCall) -> Tool[Any]:
+        if call.error is not None:
+            raise _RejectedError(CallError.MALFORMED, call.error)
+        tool = self._registry.get(call.name)
+        if tool is None:
+            raise _RejectedError(CallError.UNKNOWN_TOOL, self._registry.unknown(call.name))
+        self._counters.by_tool[call.name] += 1
+        if tool.schema.external:
+            message = f"External tool not available (ToolServer not configured): {call.name}"
+            raise _RejectedError(CallError.UNAVAILABLE, message)
+        with _tool_code():
+            available, reason = tool.is_available()
+        if not available:
+            raise _RejectedError(
+                CallError.UNAVAILABLE,
+                f"Tool not available: {call.name}: {reason or 'no reason given'}",
+            )
+        return tool
+
+    def _with_policy(
+        self, tool: Tool[Any], call: ToolCall, timeout_s: float | None
+    ) -> tuple[float, dict[str, Any]]:
+        """The call's deadline, and the arguments without what is not the model's to set."""
+        name = call.name
+        arguments = {
+            key: value for key, value in call.arguments.items() if key not in POLICY_ARGUMENTS
+        }
+        asked = None
+        if isinstance(tool, SandboxTool) or "timeout" not in tool.schema.parameters:
+            asked = _seconds(name, arguments.pop("timeout", None))
+        if timeout_s is None:
+            timeout_s = self._config.default_timeout_s if asked is None else asked
+        return min(max(timeout_s, MIN_TIMEOUT_S), MAX_TIMEOUT_S), arguments
+
+    async def _run(
+        self,
+        turn: Turn,
+        tool: Tool[Any],
+        arguments: Any,
+        timeout_s: float,
+        working_dir: str | None,
+    ) -> ToolResult:
+        trajectory = turn.trajectory
+
+        async def acquire() -> float:
+            turn.check()
+            return await self._slots.acquire(trajectory)
+
+        async def send(request: Request) -> Result:
+            turn.check()
+            return await self._slots.send(trajectory, request)
+
+        ctx = ToolContext(
+            trajectory.trajectory_id,
+            timeout_s,
+            acquire=acquire,
+            send=send,
+            working_dir=working_dir,
+        )
+        work = _run_tool(tool, arguments, ctx)
+        if isinstance(tool, SandboxTool):
+            return await work  # its only wait is the sandbox's, which has deadlines of its own
+        try:
+            result = await ctx.limit(work)
+        except BackendError:
+            raise
+        except TimeoutError:
+            message = f"Tool timed out after {timeout_s:g}s"
+            raise _RejectedError(CallError.TIMED_OUT, message) from None
+        trajectory.check()  # a tool may have caught its sandbox's failure, which is no answer
+        return result
+
+    async def _artifact(
+        self, trajectory_id: str, request: Request, kind: type[ResultT]
+    ) -> ResultT | OpFailure:
+        trajectory = self._trajectories.get(trajectory_id)
+        if trajectory is None or trajectory.slot is None:
+            raise NoActiveSlotError(
+                f"trajectory {trajectory_id} holds no slot: it was released, or has called no "
+                "sandbox tool yet"
+            )
+        return expect(await self.execute_request(trajectory_id, request), kind)
+
+    async def _tear_down(
+        self,
+        trajectory: Trajectory,
+        previous: asyncio.Task[None] | None,
+        *,
+        reset_workspace: bool,
+    ) -> None:
+        trajectory.interrupt()
+        try:
+            async with asyncio.timeout(self._config.release_timeout_s), trajectory.turn:
+                pass  # every interrupted call has ended
+        except TimeoutError:
+            logger.warning("a call of trajectory %s ignores its end", trajectory.trajectory_id)
+        await self._slots.give_back(trajectory, reset_workspace=reset_workspace)
+        if previous is not None:
+            await previous
+
+    def _forget(self, trajectory_id: str, teardown: asyncio.Task[None]) -> None:
+        if self._teardowns.get(trajectory_id) is teardown:
+            del self._teardowns[trajectory_id]
+
+
+async def _run_tool(tool: Tool[Any], arguments: Any, ctx: ToolContext) -> ToolResult:
+    try:
+        with _tool_code():
+            result = await tool.run(arguments, ctx)
+            if not isinstance(result, ToolResult):
+                raise TypeError(f"{tool.schema.name} returned {type(result).__name__}")
+            return result if isinstance(tool, SandboxTool) else _with_plain_metadata(result)
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        # Nobody withdrew this call: the tool waited for something of its own that was cancelled.
+        message = "Tool execution error: something the tool waited for was cancelled"
+        raise _RejectedError(CallError.RAISED, message) from None
+
+
+def _with_plain_metadata(result: ToolResult) -> ToolResult:
+    """The result with metadata that JSON can carry, whatever a tool's author put there."""
+    if not result.metadata:
+        return result
+    plain = to_json(result.metadata, inf_nan_mode="strings", fallback=str)
+    return replace(result, metadata=json.loads(plain))
+
+
+@contextmanager
+def _tool_code() -> Iterator[None]:
+    """What a tool's own code raises becomes an answer; what the layers below raise does not."""
+    try:
+        yield
+    except ToolArgumentsError as error:
+        raise _RejectedError(CallError.INVALID_ARGUMENTS, str(error)) from error
+    except (BackendError, ToolError):
+        raise
+    except Exception as error:
+        logger.info("a tool raised", exc_info=True)
+        message = f"Tool execution error: {type(error).__name__}: {error}"
+        raise _RejectedError(CallError.RAISED, message) from error
+
+
+def _seconds(tool: str, value: object) -> float | None:
+    """A timeout a model asked for, as a number; None if it asked for none."""
+    if value is None:
+        return None
+    try:
+        seconds = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        seconds = math.nan
+    if not math.isfinite(seconds):
+        problem = f"timeout: must be a number of seconds from 1 to 600 (got {shorten(value)})"
+        raise invalid_arguments(tool, [problem])
+    return seconds
