@@ -1,0 +1,62 @@
+"""What the token layer gives the harness, as data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from agentenv_tools.schema import ToolCall
+
+IGNORE_TOKEN = -100
+"""The mask value of a token that is not trained on."""
+MASKED_LOGPROB = 1.0
+"""The log-prob value of a token that was not sampled: impossible as a log-prob, so a mix-up is seen."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message of a dialogue. `content` is untrusted text and never becomes control tokens.
+
+    Role `tool` holds the result of one call as one line of JSON (`ToolResult.to_json`).
+    """
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    """Assistant only."""
+    tool_call_id: str | None = None
+    """Tool only: the `uniq_id` of the call it answers."""
+    name: str | None = None
+    """Tool only: the tool's name."""
+    reasoning: str | None = None
+    """Assistant only: what it thought before it answered."""
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedReply:
+    """A completion, read."""
+
+    text: str
+    """The whole completion as text, control tokens left out except tool-call and thinking tags."""
+    content: str
+    """What is meant for the user: without reasoning and tool calls."""
+    reasoning: str | None
+    tool_calls: tuple[ToolCall, ...]
+    """In the order written; malformed ones have their `error` set. Calls inside reasoning are not calls."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSequence:
+    """One sequence for a trainer. The three lists have equal length.
+
+    `masks[i]` is `tokens[i]` where the policy sampled it and -100 elsewhere; `logprobs[i]` is the engine's value there
+    and 1.0 elsewhere. Every sampled token of a trajectory is owned by exactly one of its sequences.
+    """
+
+    tokens: list[int]
+    masks: list[int]
+    logprobs: list[float]
+    policy_versions: tuple[str, ...] = ()
+    """Each version that sampled a part of it, in order, without repeats."""
+    metadata: dict[str, Any] = field(default_factory=dict)
