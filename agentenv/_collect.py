@@ -1,0 +1,101 @@
+"""How an environment's rollouts become items and groups."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from agentenv.group import (
+    GroupContext,
+    MemberContext,
+    attempt_until_trainable,
+    build_group,
+    current_group,
+    current_member,
+    rollout_seed,
+    to_item,
+)
+from agentenv.rollout import finish
+
+if TYPE_CHECKING:
+    from agentenv.env import AgentEnv
+    from agentenv.rollout import RolloutRecord
+    from agentenv.types import Item, ScoredDataGroup, ScoredDataItem
+
+logger = logging.getLogger(__name__)
+_group_counter = itertools.count()
+
+
+async def collect_member(
+    env: AgentEnv[Any], item: Item
+) -> tuple[ScoredDataItem | None, list[Item]]:
+    """One scored trajectory of the environment, or (None, [item]) when none can be had."""
+    env.runtime.require_tokens()
+    member = current_member.get() or MemberContext(next(_group_counter), 0)
+
+    async def attempt(redrawn: int) -> RolloutRecord:
+        seed = rollout_seed(env.config.seed, member.group_index, member.member, redrawn)
+        record = await env.runtime.run(
+            env.task_for(item, seed), env.verifier(), trajectory_id=str(uuid4())
+        )
+        member.records.append(record)
+        env.runtime.on_rollout(record)
+        return record
+
+    record = await attempt_until_trainable(attempt, limit=env.config.policy_retry_limit)
+    scored = to_item(record, include_messages=env.config.include_messages)
+    return (scored, []) if scored is not None else (None, [item])
+
+
+async def collect_group(
+    env: AgentEnv[Any], item: Item
+) -> tuple[ScoredDataGroup | None, list[Item]]:
+    """A complete group, or (None, [item]) when a member cannot be had or the group's deadline passes.
+
+    When one member is lost for good the others are cancelled: the group could not be completed any more.
+    """
+    group = current_group.get() or GroupContext(next(_group_counter))
+    group.members[:] = [
+        MemberContext(group.index, number) for number in range(env.config.group_size)
+    ]
+    items = await _gather_members(env, item, group.members)
+    if items is None:
+        return None, [item]
+    return build_group(items), []
+
+
+async def _gather_members(
+    env: AgentEnv[Any], item: Item, members: list[MemberContext]
+) -> list[ScoredDataItem] | None:
+    async def run(member: MemberContext) -> ScoredDataItem | None:
+        current_member.set(member)
+        scored, _ = await env.collect_trajectory(item)
+        return scored
+
+    tasks = [asyncio.create_task(run(member)) for member in members]
+    try:
+        async with asyncio.timeout(env.config.group_timeout_s):
+            for finished in asyncio.as_completed(tasks):
+                if await finished is None:
+                    return None
+    except TimeoutError:
+        logger.warning("group %d did not end within group_timeout_s", members[0].group_index)
+        return None
+    finally:
+        await finish(_cancel(tasks))
+    return [scored for task in tasks if (scored := task.result()) is not None]
+
+
+async def _cancel(tasks: list[asyncio.Task[Any]]) -> None:
+    """Cancel what still runs and wait until it has let go of its slots."""
+    for task in tasks:
+        task.cancel()
+    pending = [task for task in tasks if not task.done()]
+    if pending:
+        await asyncio.wait(pending)
+    for task in tasks:
+        if not task.cancelled():
+            task.exception()  # seen; the first one is raised by the caller

@@ -1,0 +1,1 @@
+"""The command line and where its configuration comes from."""

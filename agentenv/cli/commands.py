@@ -1,0 +1,149 @@
+"""What the commands do, once their settings are resolved. Each returns an exit status."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+from rich.text import Text
+
+from agentenv.process import process
+from agentenv.rollout import finish
+from agentenv.run.directory import GROUPS_FILE, RunDirectory
+from agentenv.run.panels import printable, summary_table
+from agentenv.run.progress import PlainProgress, open_progress
+from agentenv.run.report import read_config, write_report
+from agentenv.run.token_texts import tokenizer_texts
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from agentenv.cli.settings import Settings
+    from agentenv.env import AgentEnv
+
+logger = logging.getLogger(__name__)
+
+OK, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
+"""Exit statuses: done; it went wrong on the way; it was not started; Ctrl-C before anything ran."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessOptions:
+    """What `process` is told beside the settings."""
+
+    run_dir: Path | None = None
+    report: bool = True
+    plain: bool = False
+
+
+def run_process(
+    env_class: type[AgentEnv[Any]], settings: Settings, options: ProcessOptions, console: Console
+) -> int:
+    """Collect groups into a run directory, showing progress, and end with a summary."""
+    return asyncio.run(_process(env_class, settings, options, console))
+
+
+async def _process(
+    env_class: type[AgentEnv[Any]], settings: Settings, options: ProcessOptions, console: Console
+) -> int:
+    env = build_environment(env_class, settings)
+    directory = await RunDirectory.open(options.run_dir or run_dir_for(env))
+    try:
+        name = {"environment": f"{env_class.__module__}:{env_class.__qualname__}"}
+        await directory.write_config(name | settings.given(), name | settings.in_force())
+        status = await _collect(env, directory, options, console)
+    finally:
+        await directory.close()
+    return status
+
+
+async def _collect(
+    env: AgentEnv[Any], directory: RunDirectory, options: ProcessOptions, console: Console
+) -> int:
+    steps = env.config.total_steps
+    target = steps if steps >= 0 else None
+    display = PlainProgress(console, target) if options.plain else open_progress(console, target)
+    failure: Exception | None = None
+    with display as progress:
+        try:
+            await process(env, directory=directory, progress=progress)
+        except Exception as error:  # noqa: BLE001 - raised again below, once what was collected is summed up
+            failure = error
+    counters = progress.counters
+    if failure is not None and not counters.trajectories:
+        raise failure
+    await directory.write_summary(counters.summary())
+    paths = {"groups": str(directory.path / GROUPS_FILE)}
+    if options.report and counters.groups_done:
+        paths["report"] = str(await _report(directory.path, env.config.tokenizer_name))
+    console.print(summary_table(counters, paths))
+    if failure is not None:
+        raise failure
+    return OK if counters.groups_done or target == 0 else FAILED
+
+
+async def _report(run_dir: Path, tokenizer_name: str | None) -> Path:
+    return await asyncio.to_thread(
+        lambda: write_report(run_dir, token_texts=tokenizer_texts(tokenizer_name))
+    )
+
+
+def run_evaluate(env_class: type[AgentEnv[Any]], settings: Settings, console: Console) -> int:
+    """Set the environment up, evaluate, shut it down, print the metrics."""
+    metrics = asyncio.run(_evaluate(build_environment(env_class, settings)))
+    if not metrics:
+        console.print(f"{env_class.__name__}.evaluate() returned no metrics", markup=False)
+        return OK
+    table = Table(show_header=False)
+    for name, value in metrics.items():
+        shown = f"{value:.4f}" if isinstance(value, float) else str(value)
+        table.add_row(Text(printable(str(name))), Text(printable(shown)))
+    console.print(table)
+    return OK
+
+
+async def _evaluate(env: AgentEnv[Any]) -> dict[str, Any]:
+    try:
+        await env.setup()
+        return dict(await env.evaluate() or {})
+    finally:
+        await finish(env.shutdown())
+
+
+def run_report(run_dir: Path, console: Console) -> int:
+    """Write `report.html` again, from what the run directory holds."""
+    console.print(
+        str(write_report(run_dir, token_texts=tokenizer_texts(_tokenizer_of(run_dir)))),
+        markup=False,
+    )
+    return OK
+
+
+def _tokenizer_of(run_dir: Path) -> str | None:
+    name = read_config(run_dir).get("env", {}).get("tokenizer_name")
+    return name if isinstance(name, str) else None
+
+
+def build_environment(env_class: type[AgentEnv[Any]], settings: Settings) -> AgentEnv[Any]:
+    """The environment, not set up."""
+    return env_class(settings.env, settings.servers, slurm=settings.slurm, testing=settings.testing)
+
+
+def run_dir_for(env: AgentEnv[Any]) -> Path:
+    """`env.data_path_to_save_groups` without a `.jsonl` at its end, or a new folder below `runs/`."""
+    given = env.config.data_path_to_save_groups
+    if given is not None:
+        return Path(given.removesuffix(".jsonl"))
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    name = "".join(part if part.isalnum() or part in "-_." else "-" for part in env.display_name)
+    base = Path("runs") / f"{name}-{stamp}"
+    return next(path for number in range(1, 1000) if not (path := _numbered(base, number)).exists())
+
+
+def _numbered(base: Path, number: int) -> Path:
+    return base if number == 1 else base.with_name(f"{base.name}-{number}")

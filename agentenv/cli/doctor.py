@@ -1,0 +1,62 @@
+"""`agentenv doctor`: which protections of the default backend hold on this machine, as found by trying."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+from rich.text import Text
+
+from agentenv.run.panels import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import Console
+
+    from agentenv_backends.doctor import Protection
+
+_STYLES = {"yes": "green", "partly": "yellow", "no": "bold red"}
+
+
+def run_doctor(console: Console) -> int:
+    """Try every protection and print what was found. 1 when no sandbox can be opened here at all, else 0."""
+    from agentenv_backends.doctor import examine  # noqa: PLC0415 - imports a backend, which only this command needs
+
+    protections = asyncio.run(examine())
+    console.print(protections_table(protections))
+    usable = can_run(protections)
+    missing = sum(entry.in_force != "yes" for entry in protections)
+    if not usable:
+        console.print("The local backend cannot run here.", style="bold red")
+    elif missing:
+        console.print(
+            f"The local backend runs here, without {missing} of {len(protections)} protections."
+        )
+    else:
+        console.print("The local backend runs here, with every protection.", style="green")
+    return 0 if usable else 1
+
+
+def can_run(protections: Sequence[Protection]) -> bool:
+    """Whether a slot could be opened: where it could not, that is the only thing found."""
+    return len(protections) != 1 or protections[0].in_force != "no"
+
+
+def protections_table(protections: Sequence[Protection]) -> Table:
+    """One row for each protection."""
+    table = Table(
+        "protection",
+        "in force",
+        "how, or what to do",
+        title="Sandboxes on this machine",
+        title_justify="left",
+    )
+    for entry in protections:
+        shown = Text(printable(entry.means))
+        if entry.way_out and entry.in_force != "yes":
+            shown.append(f"\n{printable(entry.way_out)}", style="yellow")
+        style = _STYLES.get(str(entry.in_force), "")
+        table.add_row(Text(printable(entry.name)), Text(str(entry.in_force), style=style), shown)
+    return table

@@ -1,0 +1,67 @@
+"""The one place where the predecessor's flat backend names become a nested backend config.
+
+A flat name counts when the caller gave it. Where the nested config sets the same thing to something else, a flat value
+other than the documented default is a contradiction and refused; the default says nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, TypeAdapter
+
+from agentenv_backends.config import BackendConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+# flat name -> (name in every pooled backend's config, documented default)
+_POOL_NAMES: dict[str, tuple[str, Any]] = {
+    "slots_per_container": ("slots", 10),
+    "min_containers": ("min_hosts", 1),
+    "max_containers": ("max_hosts", 10),
+    "acquire_timeout_s": ("acquire_timeout_s", 30.0),
+    "allow_network": ("allow_network", True),
+}
+_ADAPTER: TypeAdapter[BackendConfig] = TypeAdapter(BackendConfig)
+
+
+def backend_from_flat_names(values: Mapping[str, Any], nested: Any = None) -> BackendConfig:
+    """The backend config that flat `values` and the `nested` config (a dict, a config, or None) say together.
+
+    `allow_network: true` only permits: it never opens a network that the backend's own config keeps shut.
+    Raises `ValueError` when the two contradict each other, or pydantic's `ValidationError` for a bad nested config.
+    """
+    fewest, most = values.get("min_containers", 1), values.get("max_containers", 10)
+    if isinstance(fewest, int) and isinstance(most, int) and fewest > most:
+        raise ValueError(f"min_containers={fewest} is over max_containers={most}")
+    chosen = _as_dict(nested)
+    chosen.setdefault("type", values.get("tool_pool_mode", "local"))
+    mode = values.get("tool_pool_mode", "local")
+    if mode not in ("local", chosen["type"]):
+        raise ValueError(
+            f"tool_pool_mode={mode!r} contradicts backend.type={chosen['type']!r}: give one of them"
+        )
+    for flat, (name, default) in _POOL_NAMES.items():
+        if flat in values and not (flat == "allow_network" and values[flat] in (True, "true")):
+            _merge(chosen, flat, name, values[flat], default)
+    if values.get("require_sandbox") in (True, "true") and chosen.get("isolation") == "none":
+        raise ValueError(
+            "require_sandbox=True contradicts backend.isolation='none': drop one of them"
+        )
+    return _ADAPTER.validate_python(chosen)
+
+
+def _as_dict(nested: Any) -> dict[str, Any]:
+    if isinstance(nested, BaseModel):
+        return nested.model_dump(exclude_unset=True) | {"type": getattr(nested, "type", "local")}
+    return dict(nested or {})
+
+
+def _merge(chosen: dict[str, Any], flat: str, name: str, value: Any, default: Any) -> None:
+    if name not in chosen:
+        chosen[name] = value
+    elif chosen[name] != value and value != default:
+        raise ValueError(
+            f"{flat}={value!r} contradicts backend.{name}={chosen[name]!r}: give one of them"
+        )

@@ -1,0 +1,239 @@
+"""`AgentEnv`: subclass it, say what a task is and what a result is worth, and run it.
+
+class WordCount(AgentEnv[WordCountConfig]):
+    env_config_cls = WordCountConfig
+
+    async def setup_agent_env(self): ...
+    async def get_next_item(self): ...
+    def build_task(self, item): ...
+    async def score_trajectory(self, item, final_response): ...
+
+if __name__ == "__main__":
+    WordCount.cli()
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from uuid import uuid4
+
+from agentenv._collect import collect_group, collect_member
+from agentenv.config import AgentEnvConfig
+from agentenv.errors import ConfigError, NotStartedError
+from agentenv.hooks import HookVerifier, NullVerifier, announce_task
+from agentenv.policy.config import APIServerConfig, ServerBaseline, resolve_servers
+from agentenv.runtime import EnvRuntime
+from agentenv.task import Task
+from agentenv.types import AgentConfig, AgentResult, Item, ScoredDataGroup, ScoredDataItem
+from agentenv_tools.toolsets import build_registry
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from agentenv.task import ExecTool
+    from agentenv_tools.registry import ToolRegistry
+
+ConfigT = TypeVar("ConfigT", bound=AgentEnvConfig)
+
+
+class AgentEnv(ABC, Generic[ConfigT]):
+    """An RL environment for an agent that uses tools in a sandbox."""
+
+    name: ClassVar[str | None] = None
+    """Name in reports; None: the class's name."""
+    env_config_cls: ClassVar[type[AgentEnvConfig]] = AgentEnvConfig
+    """The class of `config`."""
+
+    config: ConfigT
+    tools: ToolRegistry
+    """What the agent may call."""
+
+    # ---------------------------------------------------------------------------------- override these
+
+    @classmethod
+    def config_init(cls) -> tuple[AgentEnvConfig, list[APIServerConfig] | ServerBaseline]:
+        """The defaults that a YAML file, environment variables and the command line then change."""
+        return cls.env_config_cls(), [APIServerConfig()]
+
+    @abstractmethod
+    async def setup_agent_env(self) -> None:
+        """Load data. Runs once, after the backend has started."""
+
+    @abstractmethod
+    async def get_next_item(self) -> Item | None:
+        """The next element of the dataset, or None when there is none."""
+
+    @abstractmethod
+    def build_task(self, item: Item) -> str:
+        """What the agent is told to do."""
+
+    @abstractmethod
+    async def score_trajectory(self, item: Item, final_response: str) -> float:
+        """What the agent's last reply is worth: a finite number.
+
+        Anything else, or an exception, means that no reward exists: the trajectory is dropped and counted, never
+        scored 0.
+        """
+
+    async def setup_trajectory_workspace(
+        self, item: Item, *, trajectory_id: str, exec_tool: ExecTool
+    ) -> dict[str, Any]:
+        """Prepare a trajectory's workspace before the agent starts. What is returned comes back at verification."""
+        return {}
+
+    async def verify_and_score_trajectory(
+        self,
+        item: Item,
+        final_response: str,
+        *,
+        trajectory_id: str,
+        exec_tool: ExecTool,
+        agent_result: AgentResult | None = None,
+        workspace_meta: dict[str, Any] | None = None,
+    ) -> tuple[float, dict[str, Any]]:
+        """Judge a trajectory inside its own workspace, with the agent's processes dead; (score, metadata).
+
+        `metadata["verification_messages"]`, a list of {role, content}, is appended to the group's messages.
+        """
+        return await self.score_trajectory(item, final_response), {}
+
+    def build_agent_config(self, item: Item) -> AgentConfig:
+        """How the agent works on this item."""
+        return AgentConfig(
+            temperature=self.config.agent_temperature,
+            max_tokens=self.config.agent_max_tokens,
+            max_steps=self.config.agent_max_steps,
+            tool_delay_s=self.config.agent_tool_delay_s,
+        )
+
+    def build_tools(self) -> ToolRegistry:
+        """The agent's tools: by default those of the configured toolsets. Called once, by the constructor."""
+        return build_registry(self.config.enabled_toolsets, self.config.disabled_toolsets)
+
+    async def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Measure the policy; returns metrics by name."""
+        return {}
+
+    async def postprocess_histories(self, group: ScoredDataGroup) -> ScoredDataGroup:
+        """Change a group before it is written or sent."""
+        return group
+
+    async def cleanup(self) -> None:
+        """Release what `setup_agent_env` took. Runs once, after the last rollout and before the backend stops."""
+
+    # ---------------------------------------------------------------------- machinery: call, do not override
+
+    def __init__(
+        self,
+        config: ConfigT,
+        server_configs: Sequence[APIServerConfig] | ServerBaseline,
+        slurm: bool = False,
+        testing: bool = False,
+        *,
+        runtime: EnvRuntime | None = None,
+    ) -> None:
+        """Build the tools at once; nothing is started. Raises `ConfigError` or `ToolConfigError`.
+
+        `slurm` and `testing` are accepted for the predecessor's callers and change nothing.
+        """
+        servers = resolve_servers(server_configs)
+        self.config = config
+        self.server_configs = servers
+        self.tools = self.build_tools()
+        self.runtime = runtime or EnvRuntime(config, servers, self.tools)
+        self._started = False
+
+    async def setup(self) -> None:
+        """Start the backend and the policy, raise the servers' concurrency to the group size, then load data.
+
+        If any of it fails, what was started is stopped before the error is raised.
+        """
+        await self.runtime.start()
+        try:
+            await self.setup_agent_env()
+        except BaseException:
+            await self.shutdown()
+            raise
+        self._started = True
+
+    async def shutdown(self) -> None:
+        """Stop everything `setup` started. Idempotent."""
+        started, self._started = self._started, False
+        try:
+            if started:
+                await self.cleanup()
+        finally:
+            await self.runtime.stop()
+
+    async def collect_trajectory(self, item: Item) -> tuple[ScoredDataItem | None, list[Item]]:
+        """One scored trajectory, and what should be tried again.
+
+        Infrastructure failures are retried in a fresh slot up to `policy_retry_limit` attempts; then the item comes
+        back in the second element. Raises `NotStartedError` before `setup`.
+        """
+        self._require_started()
+        return await collect_member(self, item)
+
+    async def collect_trajectories(self, item: Item) -> tuple[ScoredDataGroup | None, list[Item]]:
+        """A complete group of `group_size` trajectories, or (None, [item]) when it cannot be completed."""
+        self._require_started()
+        return await collect_group(self, item)
+
+    async def run_agent(
+        self, task: str, *, trajectory_id: str | None = None
+    ) -> tuple[str, dict[str, Any]]:
+        """Let the agent work on a text, unscored: (final response, {success, error, tool_calls})."""
+        self._require_started()
+        record = await self.runtime.run(
+            Task(instruction=task, item=None, agent=self.build_agent_config(None)),
+            NullVerifier(),
+            trajectory_id=trajectory_id or str(uuid4()),
+        )
+        result = record.result
+        summary = {
+            "success": result is not None and result.success,
+            "error": record.cause,
+            "tool_calls": result.total_tool_calls if result else 0,
+        }
+        return result.final_response if result else "", summary
+
+    async def env_manager(self) -> None:
+        """Serve a trainer. Not part of this version: raises `ConfigError`."""
+        raise ConfigError(
+            "serving a trainer is not part of this version; use `process`, which writes the same groups to a file"
+        )
+
+    async def process_manager(self) -> None:
+        """Collect `total_steps` groups into a run directory; the backend is stopped whatever happens."""
+        from agentenv.process import process  # noqa: PLC0415 - only a run needs it
+
+        await process(self)
+
+    @classmethod
+    def cli(cls, argv: Sequence[str] | None = None) -> None:
+        """The command line: `process`, `evaluate`, `serve`. Exits the interpreter with its status."""
+        from agentenv.cli.main import run_cli  # noqa: PLC0415 - only the command line needs it
+
+        raise SystemExit(run_cli(cls, argv))
+
+    def task_for(self, item: Item, seed: int | None = None) -> Task:
+        """The task of an item, announced to the log."""
+        instruction = self.build_task(item)
+        announce_task(self.display_name, instruction)
+        return Task(
+            instruction=instruction, item=item, agent=self.build_agent_config(item), seed=seed
+        )
+
+    def verifier(self) -> HookVerifier:
+        """This environment's hooks as a verifier."""
+        return HookVerifier(self)
+
+    @property
+    def display_name(self) -> str:
+        """Name in reports."""
+        return self.config.wandb_name or self.name or type(self).__name__
+
+    def _require_started(self) -> None:
+        if not self._started:
+            raise NotStartedError(f"{type(self).__name__} is not set up: await setup() first")

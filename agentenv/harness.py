@@ -1,0 +1,179 @@
+"""The harness: the loop in which a policy calls tools until it answers."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Protocol
+
+from agentenv.errors import ContextLengthError, PolicyTimeoutError
+from agentenv.outcomes import StopReason
+from agentenv.tokens.base import Message
+from agentenv.tokens.messages import to_chat_messages
+from agentenv.types import AgentResult, AgentStep
+
+if TYPE_CHECKING:
+    from agentenv.session import Session
+    from agentenv.task import ExecTool, Task
+    from agentenv.tokens.base import ParsedReply
+    from agentenv_tools.schema import ToolResult
+
+
+class Harness(Protocol):
+    """A way for an agent to work on a task."""
+
+    async def run(
+        self, task: Task, session: Session, exec_tool: ExecTool, clock: AgentClock
+    ) -> AgentResult:
+        """Work until the agent answers or a budget is spent.
+
+        Raises `PolicyError` or `agentenv_backends` `InfrastructureError` when something other than the agent failed.
+        """
+        ...
+
+
+class AgentClock:
+    """The time an agent has. Waiting that is not the agent's doing can be left out of it."""
+
+    def __init__(self, seconds: float) -> None:
+        self._started = time.monotonic()
+        self._deadline = self._started + seconds
+        self.engine_s = 0.0
+
+    def left(self) -> float:
+        """Seconds until the deadline; 0 when it has passed."""
+        return max(0.0, self._deadline - time.monotonic())
+
+    def elapsed(self) -> float:
+        """Seconds since the agent started."""
+        return time.monotonic() - self._started
+
+    def exempt(self, seconds: float) -> None:
+        """Give back time the agent spent waiting for something of ours."""
+        self._deadline += seconds
+
+
+class ToolLoop:
+    """Reply, call tools, read their results, until a reply calls none.
+
+    Tool calls of one reply run one after the other, in the order written. A malformed call is answered with what is
+    wrong with it. `turn_timeout_s` bounds each reply: overrunning it is the engine's fault (`PolicyTimeoutError`).
+    """
+
+    def __init__(self, *, turn_timeout_s: float) -> None:
+        self._turn_timeout_s = turn_timeout_s
+
+    async def run(
+        self, task: Task, session: Session, exec_tool: ExecTool, clock: AgentClock
+    ) -> AgentResult:
+        """Work until the agent answers or a budget is spent."""
+        if task.agent.system_prompt:
+            session.add(Message(role="system", content=task.agent.system_prompt))
+        session.add(Message(role="user", content=task.instruction))
+        steps: list[AgentStep] = []
+        while True:
+            try:
+                stop = await self._step(task, session, exec_tool, clock, steps)
+            except ContextLengthError:
+                stop = StopReason.MAX_TOKENS
+            if stop is not None:
+                return self._result(session, steps, stop)
+
+    async def _step(
+        self,
+        task: Task,
+        session: Session,
+        exec_tool: ExecTool,
+        clock: AgentClock,
+        steps: list[AgentStep],
+    ) -> StopReason | None:
+        """One reply and its tool calls; None means: go on."""
+        if len(steps) >= task.agent.max_steps:
+            return StopReason.MAX_STEPS
+        if clock.left() <= 0:
+            return StopReason.TIMEOUT
+        started = time.monotonic()
+        sampled = await self._reply(task, session, clock, turn=len(steps) + 1)
+        if sampled is None:
+            return StopReason.TIMEOUT
+        reply, finish_reason = sampled
+        generated = time.monotonic()
+        results, in_time = await self._call_tools(task, session, reply, exec_tool, clock)
+        steps.append(
+            AgentStep(
+                step_number=len(steps) + 1,
+                assistant_message=reply.text,
+                tool_calls=reply.tool_calls,
+                tool_results=tuple(results),
+                generation_s=generated - started,
+                tools_s=time.monotonic() - generated,
+            )
+        )
+        if not in_time:
+            return StopReason.TIMEOUT
+        if reply.tool_calls:
+            return None
+        return StopReason.MAX_TOKENS if finish_reason == "length" else StopReason.FINAL_ANSWER
+
+    async def _reply(
+        self, task: Task, session: Session, clock: AgentClock, *, turn: int
+    ) -> tuple[ParsedReply, str] | None:
+        """One reply; None when the agent's time ran out while the policy wrote.
+
+        If most of the rollout's time went into waiting for the engine, the engine is to blame and not the agent.
+        """
+        limit = min(self._turn_timeout_s, clock.left())
+        started = time.monotonic()
+        try:
+            async with asyncio.timeout(limit) as deadline:
+                return await session.sample(
+                    turn=turn, temperature=task.agent.temperature, max_tokens=task.agent.max_tokens
+                )
+        except TimeoutError as error:
+            if not deadline.expired():
+                raise
+            if limit < self._turn_timeout_s and clock.engine_s + limit < clock.elapsed() / 2:
+                return None
+            raise PolicyTimeoutError(
+                f"no reply within {limit:.1f} s in turn {turn}: turn_timeout_s={self._turn_timeout_s:g}, and "
+                f"the engine had {clock.engine_s + limit:.1f} s of this rollout's {clock.elapsed():.1f} s"
+            ) from error
+        finally:
+            clock.engine_s += time.monotonic() - started
+
+    async def _call_tools(
+        self,
+        task: Task,
+        session: Session,
+        reply: ParsedReply,
+        exec_tool: ExecTool,
+        clock: AgentClock,
+    ) -> tuple[list[ToolResult], bool]:
+        """Run the calls of one reply; False when the agent's time ran out on the way."""
+        results: list[ToolResult] = []
+        for call in reply.tool_calls:
+            if task.agent.tool_delay_s:
+                await asyncio.sleep(task.agent.tool_delay_s)
+            if clock.left() <= 0:
+                return results, False
+            result = await exec_tool(call)
+            results.append(result)
+            session.add(
+                Message(
+                    role="tool", content=result.to_json(), tool_call_id=call.uniq_id, name=call.name
+                )
+            )
+        return results, True
+
+    def _result(self, session: Session, steps: list[AgentStep], stop: StopReason) -> AgentResult:
+        final = next((m.content for m in reversed(session.messages) if m.role == "assistant"), "")
+        return AgentResult(
+            success=bool(steps),
+            final_response=final,
+            stop_reason=stop,
+            steps=tuple(steps),
+            sequences=tuple(session.sequences()),
+            messages=tuple(to_chat_messages(session.messages)),
+            total_tokens=session.sampled_tokens,
+            error=None if steps else "the prompt left no room for a reply",
+        )

@@ -1,0 +1,117 @@
+"use strict";
+// Shows a run. Whatever a model wrote reaches the page through `text` alone, as text nodes; there is no other way in.
+
+const RUN = JSON.parse(document.getElementById("run").textContent);
+const TEXT_STEP = 20000;
+
+// ---- building blocks
+
+function element(tag, classes, ...children) {
+  const node = document.createElement(tag);
+  if (classes) node.className = classes;
+  for (const child of children.flat()) {
+    if (child !== null && child !== undefined) node.append(child instanceof Node ? child : text(String(child)));
+  }
+  return node;
+}
+
+// Characters that hide, reorder or command: shown as their escape.
+const HIDDEN =
+  /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\u3164\ufeff\uffa0\ufff9-\ufffb]|[\u{e0000}-\u{e0fff}]/gu;
+
+function text(value) {
+  if (value.search(HIDDEN) < 0) return document.createTextNode(value);
+  const whole = document.createDocumentFragment();
+  let end = 0;
+  for (const found of value.matchAll(HIDDEN)) {
+    whole.append(document.createTextNode(value.slice(end, found.index)));
+    const mark = document.createElement("span");
+    mark.className = "escape";
+    mark.textContent = escapeOf(found[0].codePointAt(0));
+    whole.append(mark);
+    end = found.index + found[0].length;
+  }
+  whole.append(document.createTextNode(value.slice(end)));
+  return whole;
+}
+
+function escapeOf(code) {
+  if (code < 0x100) return "\\x" + code.toString(16).padStart(2, "0");
+  return code < 0x10000 ? "\\u" + code.toString(16).padStart(4, "0") : "\\u{" + code.toString(16) + "}";
+}
+
+function button(classes, action, ...children) {
+  const node = element("button", classes, ...children);
+  node.type = "button";
+  node.addEventListener("click", action);
+  return node;
+}
+
+/** Items a portion at a time, with a button for the next one. */
+function portions(parent, items, step, render) {
+  let next = 0;
+  const more = button("more", show);
+  function show() {
+    more.remove();
+    const part = document.createDocumentFragment();
+    for (const end = Math.min(next + step, items.length); next < end; next++) part.append(render(items[next], next));
+    parent.append(part);
+    if (next < items.length) {
+      more.replaceChildren("Show more (" + (items.length - next).toLocaleString() + " left)");
+      parent.append(more);
+    }
+  }
+  show();
+  return parent;
+}
+
+/** A text of any length: its start, and the rest on demand. */
+function textBlock(value, classes) {
+  const whole = typeof value === "string" ? value : JSON.stringify(value, null, 2);
+  const box = element("pre", classes);
+  const parts = [];
+  for (let start = 0; start < whole.length; start += TEXT_STEP) parts.push(whole.slice(start, start + TEXT_STEP));
+  if (!parts.length) return element("pre", classes, element("span", "quiet", "(empty)"));
+  return portions(box, parts, 1, text);
+}
+
+function rows(entries) {
+  const table = element("table");
+  for (const [name, value] of entries) {
+    if (value === null || value === undefined || value === "") continue;
+    table.append(element("tr", "", element("td", "", name), element("td", "", value)));
+  }
+  return table;
+}
+
+function objectText(value) {
+  return value && Object.keys(value).length ? textBlock(value, "boxed") : null;
+}
+
+// ---- numbers
+
+const finite = (values) => values.filter((value) => typeof value === "number" && Number.isFinite(value));
+const mean = (values) => (values.length ? values.reduce((sum, value) => sum + value, 0) / values.length : null);
+const number = (value, digits = 3) => (typeof value === "number" ? String(+value.toFixed(digits)) : "–");
+const percent = (value) => (typeof value === "number" ? Math.round(value * 100) + " %" : "–");
+const count = (value) => (typeof value === "number" ? Math.round(value).toLocaleString() : "–");
+
+function seconds(value) {
+  if (typeof value !== "number") return "";
+  if (value < 0.1) return Math.round(value * 1000) + " ms";
+  return value.toFixed(value < 10 ? 2 : 0) + " s";
+}
+
+const SCALE = RUN.groups.reduce(
+  (scale, group) => finite(group.scores).reduce((s, v) => [Math.min(s[0], v), Math.max(s[1], v)], scale),
+  [0, 1],
+);
+const height = (score) => (score - SCALE[0]) / (SCALE[1] - SCALE[0] || 1);
+
+function scoreClass(score) {
+  if (typeof score !== "number") return "quiet";
+  return height(score) >= 0.999 ? "good" : height(score) <= 0.001 ? "bad" : "warn";
+}
+
+const mixed = (group) => new Set(group.scores).size > 1;
+const failures = (group) => Object.keys(group.outcomes).some((outcome) => outcome !== "scored");

@@ -1,0 +1,184 @@
+"""What stands behind an environment while it runs: backend, tool executor, policy, renderer; and their teardown."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from functools import partial
+from typing import TYPE_CHECKING
+
+from agentenv.errors import ConfigError, NotStartedError, TokensUnavailableError
+from agentenv.harness import ToolLoop
+from agentenv.policy import build_policy
+from agentenv.reasoning import chat_options, template_options
+from agentenv.rollout import RolloutLimits, finish, rollout
+from agentenv.session import ChatSession, TokenSession
+from agentenv.tokens.renderer import TokenRenderer, load_renderer
+from agentenv.workbench import ExecutorWorkbench
+from agentenv_tools import ToolExecutor, ToolExecutorConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from agentenv.config import AgentEnvConfig
+    from agentenv.policy.base import PolicyClient
+    from agentenv.policy.config import APIServerConfig
+    from agentenv.rollout import RolloutRecord
+    from agentenv.session import Session
+    from agentenv.task import Task, Verifier
+    from agentenv_backends.base import Backend
+    from agentenv_tools.registry import ToolRegistry
+
+logger = logging.getLogger(__name__)
+
+
+class EnvRuntime:
+    """Built once per environment; `start` and `stop` bracket its use. Any part can be given, for tests."""
+
+    def __init__(
+        self,
+        config: AgentEnvConfig,
+        server_configs: Sequence[APIServerConfig],
+        tools: ToolRegistry,
+        *,
+        backend: Backend | None = None,
+        policy: PolicyClient | None = None,
+        renderer: TokenRenderer | None = None,
+    ) -> None:
+        self.config = config
+        self.server_configs = list(server_configs)
+        self.tools = tools
+        self.backend = backend or config.backend.build()
+        self.policy = policy or build_policy(self.server_configs)
+        self.on_rollout: Callable[[RolloutRecord], None] = lambda record: None
+        """Called with every rollout's record, retried ones included."""
+        self._renderer = renderer
+        self._executor: ToolExecutor | None = None
+        self._stopping: asyncio.Task[None] | None = None
+
+    @property
+    def executor(self) -> ToolExecutor:
+        """The tool executor. Raises `NotStartedError` before `start`."""
+        if self._executor is None:
+            raise NotStartedError("the environment's backend is not started: await setup() first")
+        return self._executor
+
+    @property
+    def renderer(self) -> TokenRenderer | None:
+        """The model family's renderer; None where the policy returns text only."""
+        return self._renderer
+
+    async def start(self) -> None:
+        """Start the backend, then connect to the policy. What was started is stopped again if anything fails."""
+        try:
+            await self.backend.start()
+            self._executor = ToolExecutor(self.backend, self.tools, self._executor_config())
+            await self.policy.start()
+            if self.config.group_size > 1:
+                self.policy.raise_concurrency(self.config.group_size)
+            if self._renderer is None and self.policy.returns_tokens:
+                self._renderer = await asyncio.to_thread(self._load_renderer)
+        except BaseException:
+            await finish(self.stop())
+            raise
+
+    async def stop(self) -> None:
+        """Stop everything. Idempotent, and not to be interrupted: a second caller waits for the first."""
+        if self._stopping is None:
+            self._stopping = asyncio.ensure_future(self._stop())
+        await asyncio.shield(self._stopping)
+
+    async def _stop(self) -> None:
+        executor, self._executor = self._executor, None
+        parts: list[Callable[[], Awaitable[None]]] = [executor.close] if executor else []
+        parts += [
+            self.policy.close,
+            partial(self.backend.stop, purge=self.config.purge_job_on_shutdown),
+        ]
+        for stop in parts:
+            try:
+                await stop()
+            except Exception:  # every part must be stopped, whatever the one before it did
+                logger.exception("stopping the environment's runtime")
+
+    async def run(self, task: Task, verifier: Verifier, *, trajectory_id: str) -> RolloutRecord:
+        """One rollout of this environment's agent."""
+        return await rollout(
+            task,
+            harness=ToolLoop(turn_timeout_s=self.config.turn_timeout_s),
+            session=self._session(task, trajectory_id),
+            workbench=ExecutorWorkbench(
+                self.executor, trajectory_id, working_dir=task.agent.working_dir
+            ),
+            verifier=verifier,
+            limits=self._limits(),
+            trajectory_id=trajectory_id,
+        )
+
+    def require_tokens(self) -> None:
+        """Raise `TokensUnavailableError` unless the policy can be trained on."""
+        if not self.policy.returns_tokens:
+            raise TokensUnavailableError(
+                "this inference server returns text only (server_type='openai'): groups for training need token "
+                "ids and log-probs; use server_type 'vllm', 'sglang' or 'transformers', or run `evaluate`"
+            )
+
+    def _session(self, task: Task, trajectory_id: str) -> Session:
+        schemas = self.tools.schemas()
+        budget = self.config.max_token_length
+        if self._renderer is None or not self.policy.returns_tokens:
+            base_url = self.server_configs[0].base_url if self.server_configs else ""
+            return ChatSession(
+                self.policy,
+                schemas,
+                extra=chat_options(self.config, base_url),
+                trajectory_id=trajectory_id,
+                seed=task.seed,
+                token_budget=budget,
+            )
+        return TokenSession(
+            self.policy,
+            self._renderer,
+            schemas,
+            trajectory_id=trajectory_id,
+            seed=task.seed,
+            token_budget=budget,
+        )
+
+    def _limits(self) -> RolloutLimits:
+        return RolloutLimits(
+            rollout_timeout_s=self.config.rollout_timeout_s,
+            verify_timeout_s=self.config.verify_timeout_s,
+            tool_timeout_s=self.config.tool_timeout_s,
+            max_tool_timeout_s=self.config.max_tool_timeout_s,
+        )
+
+    def _executor_config(self) -> ToolExecutorConfig:
+        config = self.config
+        token = config.tool_server_token
+        return ToolExecutorConfig(
+            batch_window_ms=config.tool_batch_window_ms,
+            max_batch_size=config.tool_max_batch_size,
+            default_timeout_s=config.tool_timeout_s,
+            acquire_timeout_s=config.slot_wait_s,
+            allow_network=config.allow_network,
+            require_sandbox=config.require_sandbox,
+            require_stateful_sandbox=config.require_stateful_sandbox,
+            tool_server_url=config.tool_server_url,
+            tool_server_token=token.get_secret_value() if token else None,
+        )
+
+    def _load_renderer(self) -> TokenRenderer:
+        from transformers import AutoTokenizer  # noqa: PLC0415 - takes seconds to import
+
+        name = self.config.tokenizer_name
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(name)
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"env.tokenizer_name={name!r} cannot be loaded ({str(error).splitlines()[0]}): give a folder that "
+                f"holds the policy's tokenizer, or the name of one that is in the local hub cache"
+            ) from error
+        return load_renderer(
+            tokenizer, self.config.renderer, chat_template_kwargs=template_options(self.config)
+        )

@@ -1,0 +1,136 @@
+"""The report in a real browser, against text that tries to run or to call out."""
+
+import html
+import http.server
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from agentenv.run.directory import RunDirectory
+from agentenv.run.record import GroupRecord, StepRecord, TrajectoryRecord
+from agentenv.run.report import write_report
+from tests.agentenv.run.records import group, scored_group
+
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium"),
+]
+SWITCHES = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync --virtual-time-budget=5000 --dump-dom"
+)
+
+
+@dataclass
+class Listener:
+    """A server on this machine that notes who calls."""
+
+    port: int
+    calls: list[str] = field(default_factory=list)
+
+    def payloads(self) -> str:
+        """Everything that would run or call out, were it taken for markup."""
+        here, title = f"http://127.0.0.1:{self.port}", "document.title='CANARY'"
+        return "\n".join(
+            [
+                "\x1b]52;c;Y2FuYXJ5\x07\x1b[31m \u202e\u2066reversed\u2069 \u200b\u2028 \U000e0041",
+                f"<script>{title};fetch('{here}/script')</script>",
+                f"</script><script>{title}</script>",
+                f'<img src={here}/img onerror="{title}">',
+                f'<svg/onload="{title}"><iframe src={here}/frame></iframe>',
+                f"<style>body{{background:url({here}/css)}}</style><link rel=stylesheet href={here}/link>",
+                f"[link](javascript:{title}) ![beacon]({here}/markdown) <a href='data:text/html,x'>x</a>",
+                f"$\\href{{javascript:{title}}}{{x}}$ <base href={here}/> <meta http-equiv=refresh content='0;{here}'>",
+                f'<form action={here}/form><input autofocus onfocus="{title}"></form>',
+                "מ" * 5000,
+            ]
+        )
+
+
+@pytest.fixture
+def listener() -> Iterator[Listener]:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            noted.calls.append(self.path)
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+            self.wfile.write(b"<title>CANARY</title>")
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    noted = Listener(server.server_port)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    yield noted
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def _dom(page: Path, profile: Path, link: str = "") -> str:
+    """The page as the browser made it. A page that hangs fails here."""
+    assert CHROMIUM is not None
+    command = [CHROMIUM, *SWITCHES.split(), f"--user-data-dir={profile}", f"{page.as_uri()}{link}"]
+    return subprocess.run(command, capture_output=True, check=True, timeout=120, text=True).stdout
+
+
+async def _report(path: Path, *records: GroupRecord, texts: str = "") -> Path:
+    directory = await RunDirectory.open(path)
+    for record in records:
+        await directory.append(record)
+    await directory.write_config({"environment": "m:E", "env": {"note": texts}})
+    await directory.write_summary({"failures": {texts: 3}})
+    await directory.close()
+    return write_report(path, token_texts=lambda ids: [texts or "x" for _ in ids])
+
+
+def test_the_payloads_do_run_in_a_page_that_takes_them_for_markup(tmp_path, listener):
+    """So the tests below can fail."""
+    page = tmp_path / "naive.html"
+    page.write_text(f"<meta charset=utf-8><title>naive</title>{listener.payloads()}")
+    assert "<title>CANARY</title>" in _dom(page, tmp_path / "profile")
+    assert "/img" in listener.calls
+
+
+@pytest.mark.parametrize("link", ["", "#1/1/Steps", "#1/1/Messages", "#1/1/Tokens", "#1/1/Record"])
+async def test_text_that_tries_to_run_or_call_out_is_only_shown(tmp_path, listener, link):
+    payloads = listener.payloads()
+    report = await _report(tmp_path / "run", group(0, text=payloads), texts=payloads)
+    dom = _dom(report, tmp_path / "profile", link)
+    assert "<title>E · run</title>" in dom
+    assert listener.calls == []
+    shown = dom.partition("<body>")[2].partition('<script type="application/json"')[0]
+    assert html.escape("<script>document.title='CANARY'", quote=False) in shown
+    assert "\\u202e" in shown
+    assert "\\x1b" in shown
+    assert "\u202e" not in shown
+    assert "\x1b" not in shown
+
+
+async def test_ten_thousand_turns_and_a_line_of_megabytes_stay_usable(tmp_path):
+    steps = tuple(
+        StepRecord(number, f"turn {number} " + "word " * 100) for number in range(1, 10_001)
+    )
+    long = TrajectoryRecord("t", "scored", "max_steps", 1.0, steps=steps)
+    flood = TrajectoryRecord(
+        "f", "scored", "final_answer", 0.0, steps=(StepRecord(1, "y" * 5_000_000),)
+    )
+    report = await _report(
+        tmp_path / "run", GroupRecord("g", None, "many", scored_group([1.0, 0.0]), (long, flood))
+    )
+    dom = _dom(report, tmp_path / "profile", "#1/1/Steps")
+    assert "turn 100 " in dom
+    assert "Show more (9,900 left)" in dom
+    dom = _dom(report, tmp_path / "profile", "#1/2/Steps")
+    assert "Show more" in dom

@@ -1,0 +1,139 @@
+"""`process` collects what was asked for, loses nothing silently, and stops when told."""
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentenv import PolicyError
+from agentenv.process import NothingCollectedError, process
+from agentenv.run.directory import RunDirectory, read_groups
+from agentenv.run.progress import QuietProgress
+from agentenv_backends.testing import Faults
+from tests.agentenv.fake_env import EchoEnv, call_text, make_env, solver
+
+
+async def run(env: EchoEnv, path: Path) -> tuple[int, QuietProgress]:
+    directory = await RunDirectory.open(path)
+    progress = QuietProgress()
+    try:
+        return await process(env, directory=directory, progress=progress), progress
+    finally:
+        await directory.close()
+
+
+async def test_it_writes_the_groups_asked_for_with_their_trajectories(tmp_path: Path):
+    written, progress = await run(make_env(total_steps=5, group_size=3), tmp_path)
+    groups = list(read_groups(tmp_path))
+    assert written == len(groups) == progress.counters.groups_done == 5
+    assert sorted(group.group_id for group in groups) == [f"{n:06d}" for n in range(5)]
+    for group in groups:
+        assert len(group.trajectories) == 3
+        assert [t.score for t in group.trajectories] == group.group["scores"]
+        assert [t.sequences[0].row for t in group.trajectories] == [0, 1, 2]
+        assert group.trajectories[0].steps[0].tool_calls[0].output == "look\n"
+    assert progress.counters.outcomes == {"scored": 15}
+
+
+async def test_it_ends_with_the_dataset(tmp_path: Path):
+    class Short(EchoEnv):
+        async def setup_agent_env(self) -> None:
+            await super().setup_agent_env()
+            self.items = 4
+
+    written, _ = await run(make_env(env_cls=Short, total_steps=-1), tmp_path)
+    assert written == 4
+
+
+async def test_the_same_seed_writes_the_same_groups_whatever_the_concurrency_and_the_faults(
+    tmp_path: Path,
+):
+    async def groups(name: str, **config: Any) -> dict[str, Any]:
+        await run(make_env(total_steps=8, group_size=3, **config), tmp_path / name)
+        return {g.group_id: dict(g.group) for g in read_groups(tmp_path / name)}
+
+    alone = await groups("alone", max_num_workers=1)
+    assert alone == await groups("together", max_num_workers=8, slots=2, latency_s=0.001)
+    assert alone == await groups(
+        "faulty", faults=Faults(seed=3, slot_lost=0.05, host_lost=0.005), policy_retry_limit=20
+    )
+
+
+async def test_an_item_whose_group_failed_is_tried_again(tmp_path: Path):
+    failures = iter([True])
+
+    def script(request: Any) -> Any:
+        if next(failures, False):
+            return PolicyError("engine is down")
+        return solver(request)
+
+    env = make_env(script, policy_retry_limit=1, total_steps=2)
+    written, progress = await run(env, tmp_path)
+    assert written == 2
+    assert progress.counters.groups_retried == 1
+    assert progress.counters.groups_dropped == 0
+    assert {g.item_preview for g in read_groups(tmp_path)} == {"task 0", "task 1"}
+
+
+async def test_it_gives_up_when_nothing_can_be_collected(tmp_path: Path):
+    env = make_env(
+        lambda request: PolicyError("engine is down"), policy_retry_limit=1, max_num_workers=2
+    )
+    with pytest.raises(NothingCollectedError, match="engine is down"):
+        await run(env, tmp_path)
+    assert env.runtime.backend.stats().hosts == 0
+
+
+async def test_equal_scores_are_kept_unless_told_otherwise(tmp_path: Path):
+    kept, _ = await run(make_env(lambda request: "wrong", total_steps=2), tmp_path / "kept")
+    assert kept == 2
+    env = make_env(solver, total_steps=2, group_size=3, ensure_scores_are_not_same=True)
+    _, progress = await run(env, tmp_path / "mixed")
+    assert all(len(set(g.group["scores"])) > 1 for g in read_groups(tmp_path / "mixed"))
+    assert progress.counters.groups_done == 2
+
+
+async def test_an_exception_in_the_environments_own_code_costs_its_group_and_is_counted(
+    tmp_path: Path,
+):
+    class Fragile(EchoEnv):
+        async def postprocess_histories(self, group: Any) -> Any:
+            self.calls = getattr(self, "calls", 0) + 1
+            if self.calls == 1:
+                raise KeyError("a bug")
+            return group
+
+    written, progress = await run(make_env(env_cls=Fragile, total_steps=2), tmp_path)
+    assert written == 2
+    assert progress.counters.groups_retried == 1
+
+
+async def signalled(env: EchoEnv, path: Path, *signals: float) -> int:
+    """Run `process` and send SIGINT after each delay; returns groups written."""
+    directory = await RunDirectory.open(path)
+    task = asyncio.create_task(process(env, directory=directory, progress=QuietProgress()))
+    for delay in signals:
+        await asyncio.sleep(delay)
+        os.kill(os.getpid(), signal.SIGINT)
+    try:
+        async with asyncio.timeout(20):
+            return await task
+    finally:
+        await directory.close()
+
+
+async def test_the_first_ctrl_c_finishes_what_is_under_way_and_keeps_it(tmp_path: Path):
+    env = make_env(latency_s=0.1, total_steps=1000, max_num_workers=2)
+    written = await signalled(env, tmp_path, 0.5)
+    assert 0 < written < 1000
+    assert len(list(read_groups(tmp_path))) == written
+    assert env.runtime.backend.stats().hosts == 0
+
+
+async def test_the_second_ctrl_c_ends_it_at_once(tmp_path: Path):
+    env = make_env(lambda request: call_text("sleep 100"), total_steps=1000, group_timeout_s=100000)
+    assert await signalled(env, tmp_path, 0.3, 0.1) == 0
+    assert env.runtime.backend.stats().hosts == 0

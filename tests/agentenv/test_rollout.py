@@ -1,0 +1,245 @@
+"""One rollout ends in exactly one outcome, and lets go of its slot whatever happens."""
+
+import asyncio
+from typing import Any
+
+import numpy as np
+import pytest
+
+from agentenv.errors import ContextLengthError, PolicyError, PolicyTimeoutError
+from agentenv.harness import ToolLoop
+from agentenv.outcomes import Outcome, StopReason
+from agentenv.rollout import RolloutLimits, RolloutRecord, finish, rollout
+from agentenv.task import Task
+from agentenv.types import AgentConfig
+from agentenv_backends.errors import AcquireTimeoutError, HostLostError, SlotLostError
+from agentenv_tools.schema import ToolCall, ToolResult
+from tests.agentenv.rollout_fakes import (
+    FunctionVerifier,
+    FunctionWorkbench,
+    ScriptedSession,
+    answer,
+    calls,
+)
+
+LIMITS = RolloutLimits(rollout_timeout_s=60, verify_timeout_s=5)
+
+
+async def run(
+    session: ScriptedSession,
+    *,
+    workbench: FunctionWorkbench | None = None,
+    verifier: Any = None,
+    limits: RolloutLimits = LIMITS,
+    turn_timeout_s: float = 5,
+    **agent: Any,
+) -> RolloutRecord:
+    return await rollout(
+        Task(instruction="do it", item=None, agent=AgentConfig(**agent)),
+        harness=ToolLoop(turn_timeout_s=turn_timeout_s),
+        session=session,
+        workbench=workbench or FunctionWorkbench(),
+        verifier=verifier or FunctionVerifier(),
+        limits=limits,
+        trajectory_id="t",
+    )
+
+
+async def never() -> Any:
+    await asyncio.Event().wait()
+
+
+async def test_an_answer_is_scored_with_the_agents_processes_dead_and_the_slot_released_last():
+    bench = FunctionWorkbench()
+    verifier = FunctionVerifier(0.75, use_tool=True)
+    record = await run(
+        ScriptedSession(calls("terminal"), answer("done")), workbench=bench, verifier=verifier
+    )
+    assert (record.outcome, record.reward) == (Outcome.SCORED, 0.75)
+    assert record.stop_reason is StopReason.FINAL_ANSWER
+    assert record.result is not None
+    assert record.result.final_response == "done"
+    assert bench.log == ["call terminal", "quiesce", "call verify", "release"]
+    assert verifier.seen_meta == {"prepared": True}
+
+
+@pytest.mark.parametrize(
+    ("session", "agent", "stop"),
+    [
+        (ScriptedSession(*[calls("terminal")] * 3), {"max_steps": 2}, StopReason.MAX_STEPS),
+        (ScriptedSession(calls("terminal"), ContextLengthError("full")), {}, StopReason.MAX_TOKENS),
+        (ScriptedSession(answer("cut of"), finish_reason="length"), {}, StopReason.MAX_TOKENS),
+    ],
+)
+async def test_a_spent_budget_is_judged_like_an_answer(session: Any, agent: Any, stop: StopReason):
+    record = await run(session, verifier=FunctionVerifier(0.5), **agent)
+    assert (record.outcome, record.reward, record.stop_reason) == (Outcome.SCORED, 0.5, stop)
+    assert record.trainable
+
+
+async def test_no_room_for_any_reply_is_the_agents_failure_and_cannot_be_trained_on():
+    record = await run(ScriptedSession(ContextLengthError("full")))
+    assert (record.outcome, record.reward, record.trainable) == (Outcome.AGENT_FAILED, 0.0, False)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [PolicyError("500"), SlotLostError("gone"), HostLostError("gone"), AcquireTimeoutError("none")],
+)
+@pytest.mark.parametrize("where", ["policy", "tool", "prepare", "verify"])
+async def test_an_infrastructure_failure_anywhere_is_never_a_score(error: Exception, where: str):
+    async def fail(*_: Any) -> Any:
+        raise error
+
+    bench = FunctionWorkbench(fail if where == "tool" else None)
+    record = await run(
+        ScriptedSession(error if where == "policy" else calls("terminal"), answer("done")),
+        workbench=bench,
+        verifier=FunctionVerifier(
+            error if where == "verify" else 1.0, prepare=fail if where == "prepare" else None
+        ),
+    )
+    assert (record.outcome, record.reward) == (Outcome.INFRASTRUCTURE_FAILED, None)
+    assert type(error).__name__ in (record.cause or "")
+    assert not record.trainable
+    assert bench.log[-1] == "release"
+
+
+@pytest.mark.parametrize(
+    "verdict",
+    [
+        ValueError("bug"),
+        float("nan"),
+        float("inf"),
+        float("-inf"),
+        "1",
+        None,
+        True,
+        [1.0],
+        np.bool_(True),
+    ],
+    ids=repr,
+)
+async def test_a_verifier_without_a_finite_number_gives_no_reward(verdict: Any):
+    record = await run(ScriptedSession(answer("x")), verifier=FunctionVerifier(verdict))
+    assert (record.outcome, record.reward) == (Outcome.VERIFIER_FAILED, None)
+    assert not record.trainable
+
+
+@pytest.mark.parametrize("verdict", [1, 0, -2.5, np.float32(0.5), np.int64(3)], ids=repr)
+async def test_numbers_of_any_library_are_rewards(verdict: Any):
+    record = await run(ScriptedSession(answer("x")), verifier=FunctionVerifier(verdict))
+    assert record.reward == float(verdict)
+    assert type(record.reward) is float
+
+
+async def test_a_hanging_verifier_ends_by_its_deadline():
+    record = await run(
+        ScriptedSession(answer("x")),
+        verifier=FunctionVerifier(never),
+        limits=RolloutLimits(rollout_timeout_s=60, verify_timeout_s=0.05),
+    )
+    assert record.outcome is Outcome.VERIFIER_FAILED
+    assert "verify_timeout_s" in (record.cause or "")
+
+
+async def test_waiting_for_a_slot_counts_against_no_hook_and_no_agent():
+    bench = FunctionWorkbench()
+
+    async def wait() -> None:
+        await asyncio.sleep(0.2)
+
+    bench.slot_wait = wait
+
+    async def prepare(exec_tool: Any) -> dict[str, Any]:
+        await exec_tool(ToolCall("setup"))
+        return {}
+
+    record = await run(
+        ScriptedSession(calls("terminal"), answer("x")),
+        workbench=bench,
+        verifier=FunctionVerifier(prepare=prepare),
+        limits=RolloutLimits(rollout_timeout_s=0.15, verify_timeout_s=0.1),
+    )
+    assert (record.outcome, record.stop_reason) == (Outcome.SCORED, StopReason.FINAL_ANSWER)
+
+
+async def test_an_engine_that_never_answers_is_the_engines_failure():
+    record = await run(ScriptedSession(never), turn_timeout_s=0.05)
+    assert record.outcome is Outcome.INFRASTRUCTURE_FAILED
+    assert PolicyTimeoutError.__name__ in (record.cause or "")
+
+
+async def test_an_agent_whose_tools_ate_its_time_is_judged_as_it_stands():
+    async def slow(call: ToolCall) -> ToolResult:
+        await asyncio.sleep(0.12)
+        return ToolResult(True, "slow")
+
+    record = await run(
+        ScriptedSession(*[calls("terminal")] * 50),
+        workbench=FunctionWorkbench(slow),
+        limits=RolloutLimits(rollout_timeout_s=0.1, verify_timeout_s=5),
+    )
+    assert (record.outcome, record.stop_reason) == (Outcome.SCORED, StopReason.TIMEOUT)
+
+
+async def test_a_call_may_not_outlast_the_rollout_and_asks_within_limits():
+    bench = FunctionWorkbench()
+    await run(
+        ScriptedSession(
+            calls("terminal", timeout=500),
+            calls("terminal"),
+            calls("terminal", timeout="x"),
+            answer(""),
+        ),
+        workbench=bench,
+        limits=RolloutLimits(60, 5, tool_timeout_s=7, max_tool_timeout_s=50),
+    )
+    assert bench.timeouts == [50, 7, 7]
+
+
+async def test_calls_of_one_reply_run_in_order_and_are_answered_by_id():
+    session = ScriptedSession(calls("a", "b", "c"), answer("x"))
+    bench = FunctionWorkbench()
+    await run(session, workbench=bench)
+    assert bench.log[:3] == ["call a", "call b", "call c"]
+    answers = [m for m in session.messages if m.role == "tool"]
+    assert [m.tool_call_id for m in answers] == ["call-0", "call-1", "call-2"]
+
+
+async def test_a_cancelled_rollout_releases_its_slot_before_it_ends():
+    bench = FunctionWorkbench()
+    task = asyncio.create_task(run(ScriptedSession(never), workbench=bench))
+    await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert bench.log == ["release"]
+
+
+async def test_a_second_cancellation_does_not_abort_teardown():
+    done: list[str] = []
+
+    async def teardown() -> None:
+        await asyncio.sleep(0.05)
+        done.append("torn down")
+
+    task = asyncio.create_task(finish(teardown()))
+    for _ in range(2):
+        await asyncio.sleep(0.01)
+        task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert done == ["torn down"]
+
+
+async def test_a_bug_in_a_hook_is_shown_once_however_many_rollouts_it_hits(caplog: Any):
+    def bug() -> float:
+        raise KeyError("the same bug")
+
+    for _ in range(5):
+        record = await run(ScriptedSession(answer("x")), verifier=FunctionVerifier(bug))
+        assert record.outcome is Outcome.VERIFIER_FAILED
+    shown = [entry for entry in caplog.records if entry.levelname == "WARNING"]
+    assert len(shown) == 1
+    assert shown[0].exc_info is not None
