@@ -25,6 +25,7 @@ from agentenv_backends.errors import (
     HostStartError,
     InfrastructureError,
     SandboxTimeoutError,
+    SlotExhaustedError,
     SlotLostError,
     SlotStateError,
 )
@@ -93,6 +94,7 @@ __all__ = [
     "Result",
     "SandboxTimeoutError",
     "Slot",
+    "SlotExhaustedError",
     "SlotLostError",
     "SlotState",
     "SlotStateError",

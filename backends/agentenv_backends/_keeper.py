@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from agentenv_backends._scheduling import Scheduler
     from agentenv_backends.base import Capabilities
+    from agentenv_backends.errors import SlotLostError
     from agentenv_backends.host import Host, HostProvider
     from agentenv_backends.settings import PoolSettings
 
@@ -45,7 +46,7 @@ class HostKeeper:
         settings: PoolSettings,
         scheduler: Scheduler,
         apply: Callable[[Callable[[], object]], None],
-        on_slot_lost: Callable[[str, str], None],
+        on_slot_lost: Callable[[str, SlotLostError], None],
     ) -> None:
         self._provider = provider
         self._settings = settings

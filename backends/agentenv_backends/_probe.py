@@ -199,16 +199,16 @@ def eat_memory(megabytes: int) -> None:
 
 
 def memory(asked: dict[str, Any]) -> dict[str, Any]:
-    """Whether one process can go over the limit, and whether three together can."""
-    limit = asked["megabytes"]
+    """Whether one process can go over the limit, and whether several can together, each of them far below it."""
+    limit, share = asked["megabytes"], asked["process_megabytes"] // 2
     alone = works(lambda: eat_memory(limit * 3 // 2))
     children = []
-    for _ in range(3):
+    for _ in range(limit * 3 // 2 // share + 1):
         child = os.fork()
         if child == 0:
             code = 1
             with contextlib.suppress(MemoryError):
-                eat_memory(limit // 2)
+                eat_memory(share)
                 code = 0
             os._exit(code)
         children.append(child)

@@ -13,6 +13,7 @@ from agentenv_backends.errors import (
     HostLostError,
     HostStartError,
     SandboxTimeoutError,
+    SlotExhaustedError,
     SlotLostError,
 )
 from agentenv_backends.results import OpFailure
@@ -101,7 +102,7 @@ class HostConnection(asyncio.Protocol):
         self._futures: dict[int, asyncio.Future[frames.Frame]] = {}
         self._slots: dict[str, _Slot] = {}
         self._by_channel: dict[int, _Slot] = {}
-        self._slot_lost: Callable[[str, str], None] | None = None
+        self._slot_lost: Callable[[str, SlotLostError], None] | None = None
         self._host_lost: Callable[[str], None] | None = None
         self._lost_reason: str | None = None
         self._closing: asyncio.Task[None] | None = None
@@ -109,7 +110,7 @@ class HostConnection(asyncio.Protocol):
 
     # --- the Host protocol ----------------------------------------------------------------------------------------
 
-    def on_slot_lost(self, callback: Callable[[str, str], None]) -> None:
+    def on_slot_lost(self, callback: Callable[[str, SlotLostError], None]) -> None:
         """Call `callback(slot_id, reason)` when a slot dies by itself. At most one; set before any slot."""
         self._slot_lost = callback
 
@@ -146,7 +147,7 @@ class HostConnection(asyncio.Protocol):
         slot = self._slots.get(slot_id)
         if slot is None:
             return
-        self._fail_slot(slot, "it was closed")
+        self._fail_slot(slot, SlotLostError(f"slot {slot.slot_id} is gone: it was closed"))
         try:
             await self._ask(frames.CLOSE, slot, timeout_s=CLOSE_TIMEOUT_S)
         except HostLostError:
@@ -325,9 +326,9 @@ class HostConnection(asyncio.Protocol):
         self._slots.pop(slot.slot_id, None)
         self._by_channel.pop(slot.channel, None)
 
-    def _fail_slot(self, slot: _Slot, reason: str) -> None:
+    def _fail_slot(self, slot: _Slot, error: SlotLostError) -> None:
         for future in list(slot.pending):
-            _set_error(future, SlotLostError(f"slot {slot.slot_id} is gone: {reason}"))
+            _set_error(future, error)
 
     # --- asyncio.Protocol -----------------------------------------------------------------------------------------
 
@@ -379,11 +380,13 @@ class HostConnection(asyncio.Protocol):
         slot = self._by_channel.get(frame.channel)
         if slot is None:
             return
-        reason = json.loads(frame.header)["reason"]
+        header = json.loads(frame.header)
+        kind = SlotExhaustedError if header.get("exhausted") else SlotLostError
+        error = kind(f"slot {slot.slot_id} is gone: {header['reason']}")
         self._forget(slot)
-        self._fail_slot(slot, reason)
+        self._fail_slot(slot, error)
         if self._slot_lost is not None:
-            self._slot_lost(slot.slot_id, reason)
+            self._slot_lost(slot.slot_id, error)
 
     def _write(self, frame: bytes) -> None:
         if not self._unsent:

@@ -72,11 +72,19 @@ def _bait() -> Iterator[dict[str, Any]]:
             "neighbour": f"{name}-neighbour",
             "abstract": name,
             "port": port.getsockname()[1],
-            "paths": [file.name, str(Path.home() / ".ssh"), *_SENSITIVE],
+            "paths": [file.name, _ssh_folder(), *_SENSITIVE],
             "driver": _of_this_process("cmdline"),
             "driver_pid": os.getpid(),
             "driver_environment": hashlib.sha256(_of_this_process("environ").encode()).hexdigest(),
         }
+
+
+def _ssh_folder() -> str:
+    """Also for a user that this machine knows no home of, as in some containers."""
+    try:
+        return str(Path.home() / ".ssh")
+    except RuntimeError:
+        return "/root/.ssh"
 
 
 def _of_this_process(name: str) -> str:
@@ -116,7 +124,10 @@ async def _probe(config: LocalConfig, bait: dict[str, Any]) -> Findings:
             host=provider.facts,
             uids=_uids_below(provider.hosts[slot.host_id].pid),
             facts=await run("facts", bait),
-            memory=await run("memory", {"megabytes": _memory_in_all(config)}),
+            memory=await run(
+                "memory",
+                {"megabytes": _memory_in_all(config), "process_megabytes": config.memory_mb},
+            ),
             forks=await run("forks", {"most": config.max_processes + 60}),
             workspace=await run("disk", disk | {"folder": "."}),
             tmp=await run("disk", disk | {"folder": "/tmp"}),  # noqa: S108 - the slot's

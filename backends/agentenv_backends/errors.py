@@ -10,6 +10,8 @@
         ├── HostStartError          a host did not come up
         ├── HostLostError           a host is gone; the outcome of what it was doing is unknown
         ├── SlotLostError           one slot is gone, its host lives on
+        │   └── SlotExhaustedError  ... because what ran in it used up the slot's own memory limit: that is the
+        │                           doing of whoever ran it, which is not always the infrastructure
         ├── AcquireTimeoutError     no slot came free before the deadline                (TimeoutError)
         └── SandboxTimeoutError     the sandbox did not answer, though the command's own deadline had
                                     passed                                               (TimeoutError)
@@ -57,6 +59,13 @@ class HostLostError(InfrastructureError):
 
 class SlotLostError(InfrastructureError):
     """A slot is gone while its host lives on."""
+
+
+class SlotExhaustedError(SlotLostError):
+    """A slot is gone because what ran in it used up the slot's own memory limit.
+
+    If that was an agent, the agent did it: retrying for free would let it dodge its score.
+    """
 
 
 class AcquireTimeoutError(InfrastructureError, TimeoutError):

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from agentenv_backends.base import Capabilities
+    from agentenv_backends.errors import SlotLostError
     from agentenv_backends.requests import Request
     from agentenv_backends.results import Result
 
@@ -21,8 +22,8 @@ class Host(Protocol):
 
     host_id: str
 
-    def on_slot_lost(self, callback: Callable[[str, str], None]) -> None:
-        """Call `callback(slot_id, reason)` when a slot dies by itself. At most one callback; set before any slot."""
+    def on_slot_lost(self, callback: Callable[[str, SlotLostError], None]) -> None:
+        """Call `callback(slot_id, error)` when a slot dies by itself. At most one callback; set before any slot."""
         ...
 
     def on_lost(self, callback: Callable[[str], None]) -> None:

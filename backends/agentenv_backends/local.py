@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from agentenv_backends.config import LocalConfig
+    from agentenv_backends.errors import SlotLostError
     from agentenv_backends.requests import Request
     from agentenv_backends.results import Result
 
@@ -66,7 +67,7 @@ class LocalHost:
         assert self._connection.facts is not None
         return self._connection.facts
 
-    def on_slot_lost(self, callback: Callable[[str, str], None]) -> None:
+    def on_slot_lost(self, callback: Callable[[str, SlotLostError], None]) -> None:
         """See `Host.on_slot_lost`."""
         self._connection.on_slot_lost(callback)
 

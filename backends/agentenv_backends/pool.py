@@ -233,7 +233,7 @@ class SlotPool:
             self._keeper.lost(lease.slot.host_id, str(error))
             raise
         except SlotLostError as error:
-            self._on_slot_lost(lease.slot.slot_id, str(error))
+            self._on_slot_lost(lease.slot.slot_id, error)
             raise
 
     def _lease(self, slot: Slot) -> Lease:
@@ -350,10 +350,10 @@ class SlotPool:
         self._alarm = None
         self._apply(self._scheduler.tick)
 
-    def _on_slot_lost(self, slot_id: str, reason: str) -> None:
+    def _on_slot_lost(self, slot_id: str, error: SlotLostError) -> None:
         lease = self._leases.get(slot_id)
         if lease is not None:
-            lease.revoke(SlotLostError(f"slot {slot_id} is gone: {reason}"))
+            lease.revoke(error)
         self._apply(partial(self._scheduler.slot_lost, slot_id))
 
 

@@ -19,7 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 from agentenv_backends._virtual_time import DeadlockError, run_in_virtual_time
 from agentenv_backends.base import Capabilities
-from agentenv_backends.errors import HostLostError, HostStartError, SlotLostError
+from agentenv_backends.errors import (
+    HostLostError,
+    HostStartError,
+    SlotExhaustedError,
+    SlotLostError,
+)
 from agentenv_backends.pool import SlotPool
 from agentenv_backends.requests import (
     ArchiveRequest,
@@ -129,9 +134,9 @@ class FakeHost:
         self.pings = 0
         self._provider = provider
         self._lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._slot_lost: dict[str, asyncio.Future[str]] = {}
+        self._slot_lost: dict[str, asyncio.Future[SlotLostError]] = {}
         self._tell_host_lost: Callable[[str], None] | None = None
-        self._tell_slot_lost: Callable[[str, str], None] | None = None
+        self._tell_slot_lost: Callable[[str, SlotLostError], None] | None = None
 
     # --- Faults on purpose -----------------------------------------------------------------------
 
@@ -142,13 +147,17 @@ class FakeHost:
             if self._tell_host_lost is not None:
                 self._tell_host_lost(reason)
 
-    def lose_slot(self, slot_id: str, reason: str = "killed by the test") -> None:
-        """Let one slot die, as by SIGKILL of its init."""
+    def lose_slot(
+        self, slot_id: str, reason: str = "killed by the test", *, exhausted: bool = False
+    ) -> None:
+        """Let one slot die, as by SIGKILL of its init; `exhausted`: by using up its own memory."""
         if self.slots.pop(slot_id, None) is None:
             return
-        self._slot_lost.pop(slot_id).set_result(reason)
+        kind = SlotExhaustedError if exhausted else SlotLostError
+        error = kind(f"slot {slot_id} is gone: {reason}")
+        self._slot_lost.pop(slot_id).set_result(error)
         if self._tell_slot_lost is not None:
-            self._tell_slot_lost(slot_id, reason)
+            self._tell_slot_lost(slot_id, error)
 
     def freeze(self) -> None:
         """Answer nothing any more, as under SIGSTOP."""
@@ -162,7 +171,7 @@ class FakeHost:
 
     # --- `Host` ----------------------------------------------------------------------------------
 
-    def on_slot_lost(self, callback: Callable[[str, str], None]) -> None:
+    def on_slot_lost(self, callback: Callable[[str, SlotLostError], None]) -> None:
         """See `Host.on_slot_lost`."""
         self._tell_slot_lost = callback
 
@@ -189,7 +198,7 @@ class FakeHost:
         self.slots.pop(slot_id, None)
         lost = self._slot_lost.pop(slot_id, None)
         if lost is not None:
-            lost.set_result("closed")
+            lost.set_result(SlotLostError(f"slot {slot_id} is gone: it was closed"))
 
     async def ping(self) -> None:
         """See `Host.ping`."""
@@ -220,7 +229,7 @@ class FakeHost:
         if self._lost.done():
             raise HostLostError(self._lost.result())
         if slot_lost.done():
-            raise SlotLostError(slot_lost.result())
+            raise slot_lost.result()
         return work.result()
 
     async def _work(self, slot: FakeSlot, request: Request) -> Result:

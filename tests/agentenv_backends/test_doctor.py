@@ -1,13 +1,17 @@
 """The doctor tries, and tells what it found."""
 # mypy: disable-error-code="no-untyped-call, union-attr"
 
+import json
 import os
+import pwd
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from agentenv_backends import doctor
+from agentenv_backends import _probe, doctor
 from agentenv_backends.config import LocalConfig
 from agentenv_backends.doctor import InForce, examine
 
@@ -45,6 +49,28 @@ async def test_where_no_slot_can_be_opened_there_is_one_finding_with_the_way_out
     (only,) = await examine()
     assert only.in_force is InForce.NO
     assert "apt-get install bubblewrap" in only.way_out
+
+
+def test_a_limit_of_each_process_alone_is_told_from_one_of_their_sum():
+    limit = 64 << 20
+    asked = {"megabytes": 120, "process_megabytes": 64}
+    code = f"import resource; resource.setrlimit(resource.RLIMIT_DATA, ({limit}, {limit}))"
+    source = Path(_probe.__file__).read_text(encoding="utf-8")
+    program = f"{source}\n{code}\nrun('memory', {asked!r})\n"
+    shown = subprocess.run(
+        [sys.executable, "-"], input=program.encode(), capture_output=True, check=True
+    )
+    assert json.loads(shown.stdout) == {"alone": False, "together": True}
+
+
+def test_a_user_without_a_home_is_no_obstacle(monkeypatch):
+    def unknown(_):
+        raise KeyError("no such user")
+
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    with doctor._bait() as bait:
+        assert all(Path(path).is_absolute() for path in bait["paths"])
 
 
 def test_the_bait_is_gone_afterwards():

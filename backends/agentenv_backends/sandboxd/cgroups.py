@@ -14,6 +14,8 @@ from . import leftovers
 
 CONTROLLERS = ("pids", "memory", "cpu")
 _PERIOD_US = 100_000
+_CHARGED_AHEAD = 2 << 20
+"""The kernel charges memory in batches, so a group at its limit may count a little less."""
 _PROBE_SUFFIX = "probe"
 
 
@@ -31,11 +33,16 @@ class Limits:
 class Group:
     """One slot's group: a folder per hierarchy (version 1) or one folder (version 2)."""
 
-    def __init__(self, folders: Dict[str, str], *, version: int) -> None:
+    def __init__(self, folders: Dict[str, str], *, version: int, memory_bytes: int) -> None:
         self._folders = folders
+        self._memory_bytes = memory_bytes
         self._events = -1
+        self._peak = -1
         memory = folders.get("memory")
         if memory:
+            if version == 1:
+                peak = os.path.join(memory, "memory.max_usage_in_bytes")
+                self._peak = os.open(peak, os.O_RDONLY | os.O_CLOEXEC)
             name = "memory.oom_control" if version == 1 else "memory.events"
             self._events = os.open(os.path.join(memory, name), os.O_RDONLY | os.O_CLOEXEC)
         self._oom_kills = self._read_oom_kills()
@@ -55,6 +62,15 @@ class Group:
         before, self._oom_kills = self._oom_kills, self._read_oom_kills()
         return self._oom_kills > before
 
+    def reached_memory_limit(self) -> bool:
+        """Whether this group reached its own limit; a machine that runs out of memory as a whole is another thing."""
+        if self._events < 0:
+            return False
+        if self._peak >= 0:  # newer kernels count no failures for the limit that includes swap
+            return int(os.pread(self._peak, 64, 0)) >= self._memory_bytes - _CHARGED_AHEAD
+        _, found, rest = os.pread(self._events, 4096, 0).partition(b"oom ")
+        return bool(found) and int(rest.split()[0]) > 0
+
     def _read_oom_kills(self) -> int:
         if self._events < 0:
             return 0
@@ -63,9 +79,10 @@ class Group:
 
     def remove(self) -> bool:
         """Remove the group; True when it is gone. Its processes must have ended."""
-        if self._events >= 0:
-            os.close(self._events)
-            self._events = -1
+        for descriptor in (self._events, self._peak):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._events = self._peak = -1
         gone = [_remove_folder(path) for path in set(self._folders.values())]
         return all(gone)
 
@@ -87,7 +104,7 @@ class Cgroups:
             for controller, path in folders.items():
                 for file, value in _settings(self.version, controller, limits):
                     _write(os.path.join(path, file), value)
-            return Group(folders, version=self.version)
+            return Group(folders, version=self.version, memory_bytes=limits.memory_bytes)
         except OSError:
             for path in set(folders.values()):
                 _remove_folder(path)

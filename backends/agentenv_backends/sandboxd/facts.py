@@ -165,5 +165,7 @@ def _gives_up(known: Dict[str, Any]) -> List[str]:
     if not known["process_limit"]:
         lost.append("The number of processes is not limited.")
     if known["memory_limit"].startswith("rlimit"):
-        lost.append("Memory is limited for each process, not for a slot as a whole.")
+        lost.append(
+            "Memory is limited for each process, not for a slot as a whole; shared memory is not limited at all."
+        )
     return lost

@@ -154,8 +154,11 @@ class Launcher:
     def start(self, *, report: bool = False) -> SlotProcess:
         """Start a slot; it says READY on its stream when it takes requests. Raises `OSError` or `HostError`."""
         parts = self._take_parts()
-        ours, theirs = socket.socketpair()
-        errors, errors_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            ours, theirs, errors, errors_end = _channels()
+        except OSError:
+            self._give_back(parts)
+            raise
         try:
             pid = os.fork()
         except OSError:
@@ -299,10 +302,9 @@ class Launcher:
     def _set_limits(self) -> None:
         settings = self.settings
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_NOFILE, (settings.open_files, settings.open_files))
+        _limit(resource.RLIMIT_NOFILE, settings.open_files)
         if self._limit_memory_by_rlimit:
-            memory = settings.memory_mb * _MB
-            resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+            _limit(resource.RLIMIT_DATA, settings.memory_mb * _MB)
 
     def _processes_by_rlimit(self) -> bool:
         release = tuple(int(part) for part in platform.release().split(".")[:2] if part.isdigit())
@@ -313,8 +315,8 @@ class Launcher:
         for path in bundle.find_interpreter(self.settings.python):
             if self.confined and not self._visible(path):
                 reasons.append(
-                    "%s is not below /usr nor in readonly_paths, so slots cannot see it: set `python`"
-                    % path
+                    "%s is not below /usr nor in readonly_paths, so slots cannot see it: install Python below /usr "
+                    "(`apt-get install python3`)" % path
                 )
                 continue
             try:
@@ -327,6 +329,24 @@ class Launcher:
         real = os.path.realpath(path)
         roots = ("/usr", *self.settings.readonly_paths)
         return any(real.startswith(root.rstrip("/") + "/") for root in roots)
+
+
+def _channels() -> Tuple[socket.socket, socket.socket, int, int]:
+    """Both ends of a slot's stream, and both of the pipe for its complaints. Raises `OSError`, leaving nothing."""
+    ours, theirs = socket.socketpair()
+    try:
+        return (ours, theirs, *os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK))
+    except OSError:
+        ours.close()
+        theirs.close()
+        raise
+
+
+def _limit(what: int, wanted: int) -> None:
+    """Limit what is to come to `wanted`, or to less where this process may not have as much itself."""
+    _, hard = resource.getrlimit(what)
+    value = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(what, (value, value))
 
 
 def _reopened(descriptor: int) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from typing import List, NamedTuple, Optional
 
 PREFIX = "agentenv-"
@@ -55,7 +56,9 @@ def owner_of(name: str) -> Optional[Owner]:
 
 
 def abandoned(folder: str) -> List[str]:
-    """Paths in `folder` whose owners are dead."""
+    """Folders in `folder` whose owners are dead. Only real folders of this user: where others may write, a name says
+    nothing, and a link leads anywhere.
+    """
     try:
         names = os.listdir(folder)
     except OSError:
@@ -63,6 +66,15 @@ def abandoned(folder: str) -> List[str]:
     found = []
     for name in sorted(names):
         owner = owner_of(name)
-        if owner is not None and not owner.is_alive():
-            found.append(os.path.join(folder, name))
+        path = os.path.join(folder, name)
+        if owner is not None and not owner.is_alive() and _is_folder_of_ours(path):
+            found.append(path)
     return found
+
+
+def _is_folder_of_ours(path: str) -> bool:
+    try:
+        info = os.lstat(path)
+    except OSError:
+        return False
+    return stat.S_ISDIR(info.st_mode) and info.st_uid == os.geteuid()

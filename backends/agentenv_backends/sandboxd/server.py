@@ -34,6 +34,8 @@ MAX_UNSENT = 16 << 20
 """Bytes the driver has not taken yet, beyond which slots are not listened to."""
 MAX_UNFINISHED = 128 << 20
 """Bytes of answers that are still arriving, beyond which only one slot at a time goes on."""
+OUT_OF_MEMORY = ": the slot used up its memory and the kernel killed it"
+"""Tells the end that a command can bring upon its own slot from all others."""
 _RECEIVE = 1 << 18
 _STALLED_POLL_MS = 1000
 _SMALL = 4096
@@ -339,19 +341,22 @@ class Server:
             # What an init that was killed has left is now below this process, next to the other inits.
             kill_descendants(os.getpid(), spare=self._by_pid)
         errors = slot.process.error_text()
+        group = slot.process.parts.group
+        out_of_memory = group is not None and group.note_oom_kills()
+        exhausted = out_of_memory and group is not None and group.reached_memory_limit()
         self._launcher.finish(slot.process)
         for request_id in slot.close_requests:
             self._outbox.put(
                 frames.encode(frames.REPLY, channel=slot.channel, request_id=request_id)
             )
         reason = slot.reason or "it was closed"
-        reason += _described(status)
+        reason += OUT_OF_MEMORY if out_of_memory else _described(status)
         if errors:
             reason += ": " + errors
         if slot.was_starting:
             self._fail(slot.channel, slot.open_request, reason)
         elif not slot.close_requests:
-            header = _json({"reason": reason})
+            header = _json({"reason": reason, "exhausted": exhausted})
             self._outbox.put(frames.encode(frames.SLOT_LOST, channel=slot.channel, header=header))
 
     def _end_all(self, reason: str) -> None:

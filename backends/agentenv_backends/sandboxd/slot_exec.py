@@ -9,7 +9,7 @@ import select
 import time
 
 from .frames import MAYBE_OOM
-from .lean import SIGINFO_SIZE, SIGKILL, SIGPIPE, SIGXFSZ, write_all
+from .lean import SIGINFO_SIZE, SIGKILL, SIGSTOP, write_all
 from .refusal import RefusedError, from_os_error
 from .slot_processes import reap
 
@@ -30,6 +30,12 @@ _CHUNK = 1 << 16
 _LARGE_PIPE = 1 << 20
 _LAST_READS = _LARGE_PIPE // _CHUNK + 2
 _F_SETPIPE_SZ = 1031
+_F_ADD_SEALS, _ALL_SEALS = 1033, 0xF
+_ALLOW_SEALING = 2
+_MAX_WAIT_S = 3600.0
+"""A poll takes no more than 24 days; a longer wait is many."""
+_ALL_SIGNALS = tuple(number for number in range(1, 32) if number not in (SIGKILL, SIGSTOP))
+"""What the host or its driver ignores is no matter of a command's: a shell could not even trap it."""
 _CHILD_OOM_SCORE = 900
 _POLLIN = select.POLLIN
 
@@ -193,6 +199,9 @@ class Executor:
             opened += (out, out_end)
             err, err_end = os.pipe()
             opened += (err, err_end)
+            # A command can open the reading end of its own output and take from us what `poll` has promised.
+            os.set_blocking(out, False)
+            os.set_blocking(err, False)
             actions = [
                 (os.POSIX_SPAWN_DUP2, source, 0),
                 (os.POSIX_SPAWN_DUP2, out_end, 1),
@@ -225,7 +234,7 @@ class Executor:
                 file_actions=actions,
                 setsid=True,
                 setsigmask=(),
-                setsigdef=(SIGPIPE, SIGXFSZ),
+                setsigdef=_ALL_SIGNALS,
             )
         finally:
             self._oom_score.restore()
@@ -239,7 +248,7 @@ class Executor:
             left = deadline - time.monotonic()
             if left <= 0:
                 return outcome or "timed_out"
-            for fd, events in self._poll.poll(left * 1000 + 1):
+            for fd, events in self._poll.poll(min(left, _MAX_WAIT_S) * 1000 + 1):
                 if fd in run.streams:
                     self._read(run, fd, events)
                 elif fd == self._child_signals:
@@ -252,16 +261,21 @@ class Executor:
                 deadline = min(deadline, time.monotonic() + DRAIN_S)
         return "exited"
 
-    def _read(self, run: Run, fd: int, events: int) -> None:
+    def _read(self, run: Run, fd: int, events: int) -> bool:
+        """Take in what has come; False when there was nothing."""
         # A bare hang-up has nothing to read.
-        data = os.read(fd, _CHUNK) if events & _POLLIN else b""
+        try:
+            data = os.read(fd, _CHUNK) if events & _POLLIN else b""
+        except BlockingIOError:
+            return False
         if not data:
             self._close(run, fd)
-            return
+            return True
         capture = run.streams[fd]
         if len(data) == _CHUNK and capture.total == 0:
             _enlarge_pipe(fd)
         capture.add(data)
+        return True
 
     def _close(self, run: Run, fd: int) -> None:
         del run.streams[fd]
@@ -288,13 +302,8 @@ class Executor:
             run.killed = sum(pid != run.pid and was_killed(status) for pid, status in ended)
         # What the dead had written is still in the pipes; nobody holds their other ends now.
         for fd in list(run.streams):
-            os.set_blocking(fd, False)
             for _ in range(_LAST_READS):
-                if fd not in run.streams:
-                    break
-                try:
-                    self._read(run, fd, _POLLIN)
-                except BlockingIOError:
+                if fd not in run.streams or not self._read(run, fd, _POLLIN):
                     break
             if fd in run.streams:
                 self._close(run, fd)
@@ -341,11 +350,15 @@ def _start_failure(error: OSError) -> RefusedError:
 
 
 def _memory_file(content: bytes) -> int:
-    """A descriptor that reads `content`. A file rather than a pipe: nobody has to feed it while the command runs."""
-    descriptor = os.memfd_create("input")
+    """A descriptor that reads `content`. A file rather than a pipe: nobody has to feed it while the command runs.
+
+    Sealed: what a script starts inherits the descriptor, and must not rewrite the lines that are still to come.
+    """
+    descriptor = os.memfd_create("input", os.MFD_CLOEXEC | _ALLOW_SEALING)
     try:
         write_all(descriptor, content)
         os.lseek(descriptor, 0, os.SEEK_SET)
+        fcntl.fcntl(descriptor, _F_ADD_SEALS, _ALL_SEALS)
     except OSError:
         os.close(descriptor)
         raise

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from typing import Any, Dict, Iterator, List, Tuple
 
 MAX_PATH = 4096
+MAX_OFFSET = 1 << 62
 MAX_LINKS = 40
+MAX_STEPS = 50_000
+"""Folders opened on one way: links can name a way of any length, through folders of any depth."""
 MAX_HASHED = 100_000_000
 MAX_LISTED_ENTRIES = 100_000
 MAX_LISTING_TEXT = 8 << 20
@@ -116,9 +119,10 @@ class Workspace:
     def read(self, header: Dict[str, Any]) -> Tuple[bytes, bytes]:
         """Bytes of a file."""
         path, limit, offset = header["path"], int(header["max"]), int(header["offset"])
-        if not (0 <= limit <= MAX_BODY and offset >= 0):
+        if not (0 <= limit <= MAX_BODY and 0 <= offset <= MAX_OFFSET):
             raise RefusedError(
-                "bad_request", "max_bytes is 0 to %d and offset not negative" % MAX_BODY
+                "bad_request",
+                "max_bytes is 0 to %d and offset 0 to %d" % (MAX_BODY, MAX_OFFSET),
             )
         with self.locate(path) as place:
             try:
@@ -224,6 +228,7 @@ class _Walk:
         self._todo = self._enter(to_bytes(path))
         self._trail: List[bytes] = []
         self._links = 0
+        self._steps = 0
         self._fd = os.dup(root)
 
     def run(self) -> Place:
@@ -275,6 +280,9 @@ class _Walk:
         self._fd = root
 
     def _down(self, name: bytes) -> None:
+        self._steps += 1
+        if self._steps > MAX_STEPS:
+            raise RefusedError("bad_request", "%s: too long a way" % show(self._path))
         try:
             below = os.open(name, os.O_PATH | _FOLDER, dir_fd=self._fd)
         except FileNotFoundError:

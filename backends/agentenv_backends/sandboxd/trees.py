@@ -8,7 +8,11 @@ import stat
 
 
 def remove_tree(path: str) -> bool:
-    """Remove a folder and all in it, whatever modes were set; True when nothing is left. Links are not followed."""
+    """Remove a folder and all in it, whatever modes were set; True when nothing is left. Links are not followed,
+    and a link itself is none of ours.
+    """
+    if os.path.islink(path):
+        return False
     for _ in range(3):
         shutil.rmtree(path, ignore_errors=True)
         if not os.path.lexists(path):

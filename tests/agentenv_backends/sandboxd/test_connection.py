@@ -190,15 +190,15 @@ async def test_cancelling_withdraws_the_request_and_forgets_it(scripted: Scripte
 
 async def test_a_lost_slot_fails_its_requests_and_calls_back_once(scripted: Scripted) -> None:
     connection, host = scripted
-    lost: list[tuple[str, str]] = []
-    connection.on_slot_lost(lambda slot, reason: lost.append((slot, reason)))
+    lost: list[tuple[str, SlotLostError]] = []
+    connection.on_slot_lost(lambda slot, error: lost.append((slot, error)))
     task = run(connection)
     asked = await host.requests.get()
     notice = frames.encode(frames.SLOT_LOST, channel=asked.channel, header=b'{"reason":"it died"}')
     await host.send(notice + notice)
     with pytest.raises(SlotLostError, match="it died"):
         await task
-    assert lost == [("a", "it died")]
+    assert [(slot, str(error)) for slot, error in lost] == [("a", "slot a is gone: it died")]
     with pytest.raises(SlotLostError):
         await run(connection)
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,11 +14,11 @@ import pytest_asyncio
 
 from agentenv_backends.requests import ExecRequest, KillRequest
 from agentenv_backends.results import ExecResult, ExecStatus, KillResult
-from tests.agentenv_backends.sandboxd.harness import RunningHost, launch
+from agentenv_backends.sandboxd.slot_processes import descendants_of
+from tests.agentenv_backends.sandboxd.harness import RunningHost, launch, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
 pytestmark = [pytest.mark.sandbox, pytest.mark.asyncio(loop_scope="module")]
 
@@ -304,3 +307,56 @@ async def test_a_repeated_key_whose_answer_was_too_long_to_keep_says_so(host: Ru
 async def test_kill_finds_nothing_to_do_after_a_call(host: RunningHost) -> None:
     await host.run("sleep 100 &")
     assert await host.execute(KillRequest()) == KillResult(0)
+
+
+async def test_a_script_cannot_be_rewritten_by_what_it_starts(host: RunningHost) -> None:
+    forge = 'import os; os.pwrite(3, b" " * 200000 + b"\\necho forged\\n", 60)'
+    script = f"python3 -c '{forge}' 2> refused\n" + "# a long script\n" * 10_000 + "echo honest\n"
+    result = await host.run(script)
+    assert result.stdout.text() == "honest\n"
+    assert "not permitted" in (await host.run("cat refused")).stdout.text()
+
+
+async def test_what_is_given_on_standard_input_cannot_be_rewritten_either(
+    host: RunningHost,
+) -> None:
+    result = await host.run("echo forged 1<> /dev/stdin; cat", stdin=b"honest")
+    assert result.stdout.text() == "honest"
+
+
+async def test_commands_start_with_every_signal_at_its_default(host: RunningHost) -> None:
+    result = await host.run("trap 'echo caught' INT; kill -INT $$; grep SigIgn /proc/self/status")
+    caught, ignored = result.stdout.text().splitlines()
+    assert caught == "caught"
+    assert int(ignored.split()[1], 16) & 0x7FFFFFFF == 0
+
+
+async def test_a_deadline_of_years_is_a_deadline_like_any_other(host: RunningHost) -> None:
+    assert (await host.run("echo ok", timeout_s=1e9)).stdout.text() == "ok\n"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="looks into an init that hides itself")
+async def test_reading_a_commands_output_never_blocks_its_init(host: RunningHost) -> None:
+    """A command can take its own output out of the pipe, between the init's `poll` and its `read`."""
+    run = asyncio.create_task(host.run("sleep 100", timeout_s=1))
+    init = next(pid for pid in descendants_of(host.process.pid) if is_pid_1_of_a_slot(pid))
+    assert await until(lambda: len(reading_ends(init)) == 2)
+    assert all(flags & os.O_NONBLOCK for flags in reading_ends(init))
+    assert (await run).status is ExecStatus.TIMED_OUT
+
+
+def is_pid_1_of_a_slot(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return "\t1\n" in next(line for line in status.splitlines(True) if line.startswith("NSpid"))
+
+
+def reading_ends(pid: int) -> list[int]:
+    """Flags of the reading ends of pipes that a process has open."""
+    found = []
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            info = Path(f"/proc/{pid}/fdinfo/{link.name}").read_text()
+            flags = int(info.partition("flags:")[2].split()[0], 8)
+            if str(link.readlink()).startswith("pipe:") and flags & os.O_ACCMODE == os.O_RDONLY:
+                found.append(flags)
+    return found

@@ -134,8 +134,8 @@ async def test_a_slot_killed_from_outside_is_lost_and_its_neighbour_is_not(
     start_host: StartHost, member: str
 ) -> None:
     host = await start_host("a", "b")
-    lost: list[tuple[str, str]] = []
-    host.connection.on_slot_lost(lambda slot, reason: lost.append((slot, reason)))
+    lost: list[tuple[str, SlotLostError]] = []
+    host.connection.on_slot_lost(lambda slot, error: lost.append((slot, error)))
     outer = descendants_of(host.process.pid)[0]
     victim = outer if member == "bubblewrap" else descendants_of(outer)[0]
     family = [owner(pid) for pid in (outer, *descendants_of(outer))]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agentenv_backends.errors import HostStartError
+from agentenv_backends.errors import HostStartError, SlotExhaustedError
 from agentenv_backends.requests import ExecRequest, ListRequest, ReadRequest, WriteRequest
 from agentenv_backends.results import ExecStatus, ListResult, OpFailure, ReadResult, WriteResult
 
@@ -92,6 +92,34 @@ async def test_a_memory_hog_is_reported_as_out_of_memory(
     assert result.status is ExecStatus.OUT_OF_MEMORY, result
     assert (await host.run("kill -9 $$")).status is ExecStatus.SIGNALED
     assert (await host.run("echo alive", "b")).stdout.text() == "alive\n"
+
+
+HOARD = """exec python3 -c '
+import ctypes, os
+open("/proc/self/oom_score_adj", "w").write("0")
+c = ctypes.CDLL(None)
+c.shmat.restype = ctypes.c_void_p
+while True:
+    segment = c.shmget(0, 1 << 20, 0o1600)
+    if os.fork() == 0:
+        ctypes.memset(c.shmat(segment, None, 0), 1, 1 << 20)
+        os._exit(0)
+    os.wait()'
+"""
+"""Memory that outlives the processes that took it, taken by processes that are not the first to go."""
+
+
+async def hoard_until_the_end(host: RunningHost) -> None:
+    for _ in range(50):
+        await host.run(HOARD, timeout_s=20)
+
+
+async def test_a_slot_that_its_own_command_starves_to_death_says_so(start_host: StartHost) -> None:
+    host = await start_host("a", memory_mb=64, disk_mb=1, tmp_mb=1)
+    if not host.facts.memory_limit.startswith("cgroup"):
+        pytest.skip("no memory limit for whole slots here")
+    with pytest.raises(SlotExhaustedError, match="used up its memory"):
+        await hoard_until_the_end(host)
 
 
 async def test_a_full_disk_leaves_commands_their_memory(start_host: StartHost) -> None:

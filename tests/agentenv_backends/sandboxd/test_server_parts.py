@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import re
@@ -17,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentenv_backends.sandboxd import bwrap, cgroups, leftovers, packing
+from agentenv_backends.sandboxd.launcher import Launcher
 from agentenv_backends.sandboxd.outbox import Outbox
 from agentenv_backends.sandboxd.reading import ReadingBudget
 from agentenv_backends.sandboxd.settings import HostFacts, HostSettings
@@ -110,6 +112,57 @@ def test_names_tell_their_owner_and_only_dead_owners_are_swept(tmp_path: Path) -
     assert leftovers.owner_of(names[0]) == me
     assert leftovers.abandoned(str(tmp_path)) == [str(tmp_path / names[1])]
     assert leftovers.abandoned(str(tmp_path / "missing")) == []
+
+
+def test_a_link_with_a_dead_owners_name_is_neither_swept_nor_followed(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    (outside / "below").mkdir(parents=True)
+    (outside / "below").chmod(0o755)
+    name = leftovers.name_for("run-1", leftovers.Owner(os.getpid(), 1), "slots")
+    link = tmp_path / name
+    link.symlink_to(outside)
+    assert leftovers.abandoned(str(tmp_path)) == []
+    assert not remove_tree(str(link))
+    assert (outside / "below").stat().st_mode & 0o777 == 0o755
+    assert link.is_symlink()
+
+
+def test_a_slot_that_gets_no_descriptors_gives_back_what_it_had(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    launcher = Launcher(HostSettings(run_id="r", isolation="none"))
+
+    def none_left(*_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    try:
+        monkeypatch.setattr(os, "pipe2", none_left)
+        with pytest.raises(OSError, match="Too many"):
+            launcher.start()
+        assert list(Path(launcher.folders).iterdir()) == []
+    finally:
+        launcher.close()
+
+
+def test_a_limit_is_never_raised_above_what_the_server_itself_may_have() -> None:
+    code = (
+        "import resource as r; from agentenv_backends.sandboxd.launcher import _limit;"
+        "r.setrlimit(r.RLIMIT_NOFILE, (200, 200)); _limit(r.RLIMIT_NOFILE, 1000);"
+        "print(*r.getrlimit(r.RLIMIT_NOFILE)); _limit(r.RLIMIT_NOFILE, 100);"
+        "print(*r.getrlimit(r.RLIMIT_NOFILE))"
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    shown = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, check=True)
+    assert shown.stdout.split() == [b"200", b"200", b"100", b"100"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives a folder to another user")
+def test_a_folder_of_somebody_else_is_not_swept_whatever_its_name(tmp_path: Path) -> None:
+    folder = tmp_path / leftovers.name_for("run-1", leftovers.Owner(os.getpid(), 1), "slots")
+    folder.mkdir()
+    assert leftovers.abandoned(str(tmp_path)) == [str(folder)]
+    os.chown(folder, 65534, 65534)
+    assert leftovers.abandoned(str(tmp_path)) == []
 
 
 def test_a_tree_is_removed_without_following_links(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import itertools
 import json
 import os
 import socket
@@ -12,7 +13,7 @@ import sys
 import tarfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -350,3 +351,31 @@ def test_two_writers_leave_one_whole_content(workspace: Workspace, root: Path) -
     assert [writer.returncode for writer in writers] == [0, 0]
     assert seen <= {*contents, "not_found"}
     assert names(root) == ["f"]
+
+
+def test_a_way_that_links_make_endless_is_refused_before_it_takes_long(
+    workspace: Workspace, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deep = "/".join(["d"] * 300)
+    (root / deep).mkdir(parents=True)
+    for number in range(30):
+        target = "../d/" * 700 + f"link{number + 1}"
+        (root / deep / f"link{number}").symlink_to(target)
+    (root / deep / "link30").write_text("here")
+    opened = itertools.count()
+    real_open = os.open
+
+    def counting_open(*arguments: Any, **options: Any) -> int:
+        next(opened)
+        return real_open(*arguments, **options)
+
+    monkeypatch.setattr(os, "open", counting_open)
+    assert refusal(read, workspace, f"{deep}/link0") == "bad_request"
+    assert next(opened) < 100_000
+    assert read(workspace, f"{deep}/link30") == b"here"
+
+
+def test_an_offset_that_no_file_has_is_refused(workspace: Workspace, root: Path) -> None:
+    (root / "f").write_text("x")
+    assert refusal(read, workspace, "f", offset=1 << 70) == "bad_request"
+    assert read(workspace, "f", offset=1 << 40) == b""
