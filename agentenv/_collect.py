@@ -18,11 +18,12 @@ from agentenv.group import (
     rollout_seed,
     to_item,
 )
-from agentenv.rollout import finish
+from agentenv.outcomes import Outcome, StopReason
+from agentenv.rollout import RolloutRecord, finish
 
 if TYPE_CHECKING:
     from agentenv.env import AgentEnv
-    from agentenv.rollout import RolloutRecord
+    from agentenv.task import Task
     from agentenv.types import Item, ScoredDataGroup, ScoredDataItem
 
 logger = logging.getLogger(__name__)
@@ -34,13 +35,15 @@ async def collect_member(
 ) -> tuple[ScoredDataItem | None, list[Item]]:
     """One scored trajectory of the environment, or (None, [item]) when none can be had."""
     env.runtime.require_tokens()
-    member = current_member.get() or MemberContext(next(_group_counter), 0)
+    member = current_member.get() or _group().new_member()
+    drawn_before = member.drawn
 
     async def attempt(redrawn: int) -> RolloutRecord:
-        seed = rollout_seed(env.config.seed, member.group_index, member.member, redrawn)
-        record = await env.runtime.run(
-            env.task_for(item, seed), env.verifier(), trajectory_id=str(uuid4())
+        member.drawn = drawn_before + redrawn + 1
+        seed = rollout_seed(
+            env.config.seed, member.group_index, member.member, drawn_before + redrawn
         )
+        record = await _run_counted(env, env.task_for(item, seed), str(uuid4()))
         member.records.append(record)
         env.runtime.on_rollout(record)
         return record
@@ -50,6 +53,21 @@ async def collect_member(
     return (scored, []) if scored is not None else (None, [item])
 
 
+def _group() -> GroupContext:
+    return current_group.get() or GroupContext(next(_group_counter))
+
+
+async def _run_counted(env: AgentEnv[Any], task: Task, trajectory_id: str) -> RolloutRecord:
+    """One rollout, which is counted also when it is withdrawn."""
+    try:
+        return await env.runtime.run(task, env.verifier(), trajectory_id=trajectory_id)
+    except asyncio.CancelledError:
+        env.runtime.on_rollout(
+            RolloutRecord(trajectory_id, Outcome.CANCELLED, StopReason.CANCELLED, None, None)
+        )
+        raise
+
+
 async def collect_group(
     env: AgentEnv[Any], item: Item
 ) -> tuple[ScoredDataGroup | None, list[Item]]:
@@ -57,11 +75,9 @@ async def collect_group(
 
     When one member is lost for good the others are cancelled: the group could not be completed any more.
     """
-    group = current_group.get() or GroupContext(next(_group_counter))
-    group.members[:] = [
-        MemberContext(group.index, number) for number in range(env.config.group_size)
-    ]
-    items = await _gather_members(env, item, group.members)
+    group = _group()
+    members = [group.new_member() for _ in range(env.config.group_size)]
+    items = await _gather_members(env, item, members)
     if items is None:
         return None, [item]
     return build_group(items), []

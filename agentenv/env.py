@@ -14,13 +14,14 @@ if __name__ == "__main__":
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 from uuid import uuid4
 
 from agentenv._collect import collect_group, collect_member
 from agentenv.config import AgentEnvConfig
-from agentenv.errors import ConfigError, NotStartedError
+from agentenv.errors import AgentEnvError, ConfigError, NotStartedError
 from agentenv.hooks import HookVerifier, NullVerifier, announce_task
 from agentenv.policy.config import APIServerConfig, ServerBaseline, resolve_servers
 from agentenv.runtime import EnvRuntime
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
     from agentenv_tools.registry import ToolRegistry
 
 ConfigT = TypeVar("ConfigT", bound=AgentEnvConfig)
+
+CLEANUP_TIMEOUT_S = 60.0
+"""How long an environment's `cleanup` may take."""
 
 
 class AgentEnv(ABC, Generic[ConfigT]):
@@ -120,7 +124,10 @@ class AgentEnv(ABC, Generic[ConfigT]):
         return group
 
     async def cleanup(self) -> None:
-        """Release what `setup_agent_env` took. Runs once, after the last rollout and before the backend stops."""
+        """Release what `setup_agent_env` took. Runs once, after the last rollout and before the backend stops.
+
+        It has a minute; then the backend is stopped without it.
+        """
 
     # ---------------------------------------------------------------------- machinery: call, do not override
 
@@ -158,11 +165,11 @@ class AgentEnv(ABC, Generic[ConfigT]):
         self._started = True
 
     async def shutdown(self) -> None:
-        """Stop everything `setup` started. Idempotent."""
+        """Stop everything `setup` started. Idempotent. Raises what `cleanup` raises, when all is stopped."""
         started, self._started = self._started, False
         try:
             if started:
-                await self.cleanup()
+                await self._clean_up()
         finally:
             await self.runtime.stop()
 
@@ -205,10 +212,13 @@ class AgentEnv(ABC, Generic[ConfigT]):
         )
 
     async def process_manager(self) -> None:
-        """Collect `total_steps` groups into a run directory; the backend is stopped whatever happens."""
-        from agentenv.process import process  # noqa: PLC0415 - only a run needs it
+        """Collect `total_steps` groups into a run directory; the backend is stopped whatever happens.
 
-        await process(self)
+        The directory is `data_path_to_save_groups`, or a new one under `runs/`.
+        """
+        from agentenv.cli.commands import process_quietly  # noqa: PLC0415 - only a run needs it
+
+        await process_quietly(self)
 
     @classmethod
     def cli(cls, argv: Sequence[str] | None = None) -> None:
@@ -233,6 +243,17 @@ class AgentEnv(ABC, Generic[ConfigT]):
     def display_name(self) -> str:
         """Name in reports."""
         return self.config.wandb_name or self.name or type(self).__name__
+
+    async def _clean_up(self) -> None:
+        try:
+            async with asyncio.timeout(CLEANUP_TIMEOUT_S) as deadline:
+                await self.cleanup()
+        except TimeoutError as error:
+            if not deadline.expired():
+                raise
+            raise AgentEnvError(
+                f"{type(self).__name__}.cleanup() did not end within {CLEANUP_TIMEOUT_S:g} s"
+            ) from error
 
     def _require_started(self) -> None:
         if not self._started:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from agentenv.outcomes import Outcome
+from agentenv.run.jsonl import json_plain
 from agentenv.types import ScoredDataGroup, ScoredDataItem, SequenceData
 from agentenv_tools.schema import ToolResult
 
@@ -27,14 +28,21 @@ class MemberContext:
     member: int
     records: list[RolloutRecord] = field(default_factory=list)
     """Every attempt at this member, in order. A group is built of the last ones."""
+    drawn: int = 0
+    """How many different seeds it has used."""
 
 
 @dataclass(slots=True)
 class GroupContext:
-    """One group under way. `members` is filled by the default `collect_trajectories`."""
+    """One group under way. `members` are numbered in the order they were asked for."""
 
     index: int
     members: list[MemberContext] = field(default_factory=list)
+
+    def new_member(self) -> MemberContext:
+        """One more member, numbered in order."""
+        self.members.append(MemberContext(self.index, len(self.members)))
+        return self.members[-1]
 
 
 current_group: ContextVar[GroupContext | None] = ContextVar("current_group", default=None)
@@ -86,7 +94,7 @@ def to_item(record: RolloutRecord, *, include_messages: bool) -> ScoredDataItem 
     )
     if earlier:
         item["earlier_sequences"] = [_sequence(sequence) for sequence in earlier]
-    metadata = {**last.metadata, **record.score_metadata}
+    metadata = json_plain({**last.metadata, **record.score_metadata})
     if metadata:
         item["overrides"] = {"managed_metadata": metadata}
     if include_messages:

@@ -11,6 +11,7 @@ from agentenv.outcomes import StopReason
 from agentenv.tokens.base import Message
 from agentenv.tokens.messages import to_chat_messages
 from agentenv.types import AgentResult, AgentStep
+from agentenv_backends.errors import SlotExhaustedError
 
 if TYPE_CHECKING:
     from agentenv.session import Session
@@ -28,6 +29,7 @@ class Harness(Protocol):
         """Work until the agent answers or a budget is spent.
 
         Raises `PolicyError` or `agentenv_backends` `InfrastructureError` when something other than the agent failed.
+        An agent that used up its slot's memory has failed itself: a result without success.
         """
         ...
 
@@ -36,17 +38,12 @@ class AgentClock:
     """The time an agent has. Waiting that is not the agent's doing can be left out of it."""
 
     def __init__(self, seconds: float) -> None:
-        self._started = time.monotonic()
-        self._deadline = self._started + seconds
-        self.engine_s = 0.0
+        self.seconds = seconds
+        self._deadline = time.monotonic() + seconds
 
     def left(self) -> float:
         """Seconds until the deadline; 0 when it has passed."""
         return max(0.0, self._deadline - time.monotonic())
-
-    def elapsed(self) -> float:
-        """Seconds since the agent started."""
-        return time.monotonic() - self._started
 
     def exempt(self, seconds: float) -> None:
         """Give back time the agent spent waiting for something of ours."""
@@ -76,6 +73,8 @@ class ToolLoop:
                 stop = await self._step(task, session, exec_tool, clock, steps)
             except ContextLengthError:
                 stop = StopReason.MAX_TOKENS
+            except SlotExhaustedError as error:
+                return self._result(session, steps, StopReason.ERROR, error=str(error))
             if stop is not None:
                 return self._result(session, steps, stop)
 
@@ -120,10 +119,9 @@ class ToolLoop:
     ) -> tuple[ParsedReply, str] | None:
         """One reply; None when the agent's time ran out while the policy wrote.
 
-        If most of the rollout's time went into waiting for the engine, the engine is to blame and not the agent.
+        A reply that alone has taken half of the time the whole rollout has is the engine's failure, not the agent's.
         """
         limit = min(self._turn_timeout_s, clock.left())
-        started = time.monotonic()
         try:
             async with asyncio.timeout(limit) as deadline:
                 return await session.sample(
@@ -132,14 +130,12 @@ class ToolLoop:
         except TimeoutError as error:
             if not deadline.expired():
                 raise
-            if limit < self._turn_timeout_s and clock.engine_s + limit < clock.elapsed() / 2:
+            if limit < min(self._turn_timeout_s, clock.seconds / 2):
                 return None
             raise PolicyTimeoutError(
-                f"no reply within {limit:.1f} s in turn {turn}: turn_timeout_s={self._turn_timeout_s:g}, and "
-                f"the engine had {clock.engine_s + limit:.1f} s of this rollout's {clock.elapsed():.1f} s"
+                f"no reply within {limit:.1f} s in turn {turn} (turn_timeout_s={self._turn_timeout_s:g}, "
+                f"rollout_timeout_s={clock.seconds:g})"
             ) from error
-        finally:
-            clock.engine_s += time.monotonic() - started
 
     async def _call_tools(
         self,
@@ -165,15 +161,22 @@ class ToolLoop:
             )
         return results, True
 
-    def _result(self, session: Session, steps: list[AgentStep], stop: StopReason) -> AgentResult:
+    def _result(
+        self,
+        session: Session,
+        steps: list[AgentStep],
+        stop: StopReason,
+        *,
+        error: str | None = None,
+    ) -> AgentResult:
         final = next((m.content for m in reversed(session.messages) if m.role == "assistant"), "")
         return AgentResult(
-            success=bool(steps),
+            success=bool(steps) and error is None,
             final_response=final,
             stop_reason=stop,
             steps=tuple(steps),
             sequences=tuple(session.sequences()),
             messages=tuple(to_chat_messages(session.messages)),
             total_tokens=session.sampled_tokens,
-            error=None if steps else "the prompt left no room for a reply",
+            error=error or (None if steps else "the prompt left no room for a reply"),
         )

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from agentenv.env import AgentEnv
     from agentenv.run.directory import RunDirectory
     from agentenv.run.progress import Progress
+    from agentenv.run.record import GroupRecord
     from agentenv.types import Item, ScoredDataGroup
 
 logger = logging.getLogger(__name__)
@@ -87,12 +88,13 @@ class _Collection:
         self._next_index = 0
         self._exhausted = False
         self._failures_in_a_row = 0
+        self._set_up = False
         self._stop = asyncio.Event()
         self._abort = asyncio.Event()
 
     def request_stop(self) -> None:
-        """First call: finish what runs. Second call: end it now."""
-        (self._abort if self._stop.is_set() else self._stop).set()
+        """First call: finish what runs, if anything does yet. Second call: end it now."""
+        (self._abort if self._stop.is_set() or not self._set_up else self._stop).set()
 
     async def run(self) -> None:
         main = asyncio.ensure_future(self._run())
@@ -110,7 +112,9 @@ class _Collection:
     async def _run(self) -> None:
         if self.env.config.use_wandb:
             logger.warning("use_wandb has no effect in this version; metrics are in summary.json")
+        self.env.runtime.require_tokens()
         await self.env.setup()
+        self._set_up = True
         self.env.runtime.on_rollout = self._progress.rollout_ended
         self._progress.started(self.env.runtime.backend.stats)
         running: set[asyncio.Task[None]] = set()
@@ -164,12 +168,23 @@ class _Collection:
             return self._backlog.pop(0)
         if self._exhausted:
             return None
-        item = await self.env.get_next_item()
+        item = await self._next_item()
         if item is None:
             self._exhausted = True
             return None
         self._next_index += 1
         return _Work(self._next_index - 1, item)
+
+    async def _next_item(self) -> Item | None:
+        """The dataset's next item; None also when a stop is asked for while it is being waited for."""
+        fetching = asyncio.ensure_future(self.env.get_next_item())
+        stop = asyncio.ensure_future(self._stop.wait())
+        try:
+            done, _ = await asyncio.wait({fetching, stop}, return_when=asyncio.FIRST_COMPLETED)
+            return fetching.result() if fetching in done else None
+        finally:
+            stop.cancel()
+            fetching.cancel()
 
     async def _collect(self, work: _Work) -> None:
         """One attempt at one group, to its end."""
@@ -181,15 +196,25 @@ class _Collection:
             group, backlog = await self.env.collect_trajectories(work.item)
             if group is not None:
                 group = await self.env.postprocess_histories(group)
+            record = (
+                None
+                if group is None
+                else self._record(work, group, context, time.monotonic() - started)
+            )
             cause = _last_cause(context)
+        except asyncio.CancelledError as error:
+            if _withdrawn():
+                self._progress.group_failed("the run was stopped", dropped=True)
+                raise
+            record, backlog, cause = None, [work.item], f"the environment raised {error!r}"
         except Exception as error:  # the environment may raise anything; its item is given back
             logger.exception("collecting group %d failed", work.index)
-            group, backlog, cause = None, [work.item], f"{type(error).__name__}: {error}"
-        if group is None:
+            record, backlog, cause = None, [work.item], f"{type(error).__name__}: {error}"
+        if record is None:
             self._give_back(work, backlog, cause)
         else:
             self._failures_in_a_row = 0
-            await self._write(work, group, context, started)
+            await self._write(record)
 
     def _give_back(self, work: _Work, backlog: list[Item], cause: str) -> None:
         work.attempts += 1
@@ -207,23 +232,23 @@ class _Collection:
                 f"{self._failures_in_a_row} groups failed in a row; the last: {cause}"
             )
 
-    async def _write(
-        self, work: _Work, group: ScoredDataGroup, context: GroupContext, started: float
-    ) -> None:
-        scores = group["scores"]
+    def _record(
+        self, work: _Work, group: ScoredDataGroup, context: GroupContext, seconds: float
+    ) -> GroupRecord:
+        if not isinstance(group, dict) or not {"tokens", "masks", "scores"} <= group.keys():
+            raise TypeError(
+                f"a group must be a dict with tokens, masks and scores, not a {type(group).__name__}"
+            )
+        preview = self.env.build_task(work.item)
+        return group_record(work.index, work.item, preview, group, context.members, seconds)
+
+    async def _write(self, record: GroupRecord) -> None:
+        scores = record.group["scores"]
         if self._drops_equal_scores() and len(set(scores)) < 2:
             self._progress.group_failed(
                 "all scores are equal (ensure_scores_are_not_same)", dropped=True
             )
             return
-        record = group_record(
-            work.index,
-            work.item,
-            self.env.build_task(work.item),
-            group,
-            context.members,
-            time.monotonic() - started,
-        )
         if self._directory is not None:
             await self._directory.append(record)
         self.written += 1
@@ -235,6 +260,12 @@ class _Collection:
             config.ensure_scores_are_not_same
             and "ensure_scores_are_not_same" in config.model_fields_set
         )
+
+
+def _withdrawn() -> bool:
+    """Whether the current task was cancelled from outside, and not only awaited something that was."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _last_cause(context: GroupContext) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from agentenv.run.jsonl import json_plain
 from agentenv.run.record import (
     GroupRecord,
     SequenceRecord,
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from agentenv.group import MemberContext
     from agentenv.rollout import RolloutRecord
+    from agentenv.tokens.base import TokenSequence
     from agentenv.types import AgentStep, Item, ScoredDataGroup
 
 _PREVIEW_CHARS = 240
@@ -31,15 +32,17 @@ def group_record(
     members: Iterable[MemberContext],
     duration_s: float,
 ) -> GroupRecord:
-    """One line of `groups.jsonl`. Rows of the group are numbered through the members in order."""
-    trajectories: list[TrajectoryRecord] = []
-    row = 0
-    for member in members:
-        for attempt, record in enumerate(member.records, 1):
-            final = attempt == len(member.records)
-            trajectories.append(_trajectory(record, attempt, row if final else None))
-        last = member.records[-1].result if member.records else None
-        row += len(last.sequences) if last else 0
+    """One line of `groups.jsonl`. A trajectory's sequences name the rows of the group they became.
+
+    Rows are found by their tokens, not counted: an environment may leave out, reorder or replace rows.
+    """
+    members = list(members)
+    rows = _Rows(group, [record for member in members for record in member.records])
+    trajectories = [
+        _trajectory(record, attempt, rows)
+        for member in members
+        for attempt, record in enumerate(member.records, 1)
+    ]
     return GroupRecord(
         group_id=f"{index:06d}",
         item_id=_item_id(item),
@@ -48,6 +51,26 @@ def group_record(
         trajectories=tuple(trajectories),
         duration_s=duration_s,
     )
+
+
+class _Rows:
+    """The rows of a group, each to be claimed by at most one sequence."""
+
+    def __init__(self, group: ScoredDataGroup, records: Iterable[RolloutRecord]) -> None:
+        results = [record.result for record in records if record.result is not None]
+        ours = {id(sequence.tokens) for result in results for sequence in result.sequences}
+        self._copied = not any(id(tokens) in ours for tokens in group["tokens"])
+        self._left: dict[int | None, list[int]] = dict(enumerate(group["tokens"]))
+
+    def claim(self, sequence: TokenSequence) -> int | None:
+        """The row that `sequence` became, or None: the very same list; an equal one if rows were copied."""
+        tokens = sequence.tokens
+        same = [row for row, held in self._left.items() if held is tokens]
+        row = next(iter(same), None)
+        if row is None and self._copied:
+            row = next((row for row, held in self._left.items() if held == tokens), None)
+        self._left.pop(row, None)
+        return row
 
 
 def _item_id(item: Item) -> str | None:
@@ -59,7 +82,7 @@ def _item_id(item: Item) -> str | None:
     return None if value is None else str(value)
 
 
-def _trajectory(record: RolloutRecord, attempt: int, first_row: int | None) -> TrajectoryRecord:
+def _trajectory(record: RolloutRecord, attempt: int, rows: _Rows) -> TrajectoryRecord:
     result = record.result
     base = TrajectoryRecord(
         trajectory_id=record.trajectory_id,
@@ -68,7 +91,7 @@ def _trajectory(record: RolloutRecord, attempt: int, first_row: int | None) -> T
         score=record.reward,
         cause=record.cause,
         attempt=attempt,
-        score_metadata=_json_plain(record.score_metadata),
+        score_metadata=json_plain(record.score_metadata),
         duration_s=record.duration_s,
     )
     if result is None:
@@ -78,7 +101,7 @@ def _trajectory(record: RolloutRecord, attempt: int, first_row: int | None) -> T
         final_response=result.final_response,
         messages=result.messages,
         steps=tuple(_step(step) for step in result.steps),
-        sequences=() if first_row is None else _sequences(result.sequences, first_row),
+        sequences=_sequences(record, rows),
         sampled_tokens=result.total_tokens,
         timings={
             "generation": sum(step.generation_s for step in result.steps),
@@ -99,14 +122,22 @@ _BASE_FIELDS = (
 )
 
 
-def _sequences(sequences: Iterable[Any], first_row: int) -> tuple[SequenceRecord, ...]:
-    return tuple(
-        SequenceRecord(
-            row=first_row + number,
-            policy_versions=sequence.policy_versions,
-            metadata=_json_plain(sequence.metadata),
-        )
-        for number, sequence in enumerate(sequences)
+def _sequences(record: RolloutRecord, rows: _Rows) -> tuple[SequenceRecord, ...]:
+    """Those of a record that may be trained on. One that is no row of the group keeps its own lists."""
+    if not record.trainable or record.result is None:
+        return ()
+    return tuple(_sequence(sequence, rows.claim(sequence)) for sequence in record.result.sequences)
+
+
+def _sequence(sequence: TokenSequence, row: int | None) -> SequenceRecord:
+    own = row is None
+    return SequenceRecord(
+        row=row,
+        tokens=sequence.tokens if own else [],
+        masks=sequence.masks if own else [],
+        logprobs=sequence.logprobs if own else [],
+        policy_versions=sequence.policy_versions,
+        metadata=json_plain(sequence.metadata),
     )
 
 
@@ -121,7 +152,7 @@ def _step(step: AgentStep) -> StepRecord:
             success=result.success if result else False,
             output=result.output if result else "",
             error=result.error if result else "not run: the rollout's time was over",
-            metadata=_json_plain(result.metadata) if result else {},
+            metadata=json_plain(result.metadata) if result else {},
         )
         for call, result in zip(step.tool_calls, results, strict=True)
     ]
@@ -132,8 +163,3 @@ def _step(step: AgentStep) -> StepRecord:
         generation_s=step.generation_s,
         tools_s=step.tools_s,
     )
-
-
-def _json_plain(value: Any) -> Any:
-    """What an environment put into metadata, as plain JSON; what JSON has no word for becomes text."""
-    return json.loads(json.dumps(value, default=str, allow_nan=True), parse_constant=str)

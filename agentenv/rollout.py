@@ -9,7 +9,7 @@ import asyncio
 import logging
 import math
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -17,7 +17,7 @@ from agentenv.errors import PolicyError, VerifierError
 from agentenv.harness import AgentClock
 from agentenv.outcomes import Outcome, StopReason
 from agentenv.task import Verdict
-from agentenv_backends.errors import InfrastructureError
+from agentenv_backends.errors import InfrastructureError, SlotExhaustedError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -44,8 +44,8 @@ class Workbench(Protocol):
         """Have what `call` needs: wait for a slot, if it runs in one. Raises `InfrastructureError`."""
         ...
 
-    async def call(self, call: ToolCall, *, timeout_s: float | None) -> ToolResult:
-        """Run one call in the trajectory's slot. Raises `InfrastructureError`."""
+    async def call(self, call: ToolCall, *, limit_s: float | None) -> ToolResult:
+        """Run one call, within its own deadline and `limit_s`. Raises `InfrastructureError`."""
         ...
 
     async def quiesce(self) -> None:
@@ -84,7 +84,6 @@ class RolloutLimits:
 
     rollout_timeout_s: float
     verify_timeout_s: float
-    tool_timeout_s: float = 30.0
     max_tool_timeout_s: float = 600.0
 
 
@@ -137,7 +136,10 @@ class _Attempt:
                 )
             verdict = await self._verify(verifier, result, meta)
         except (InfrastructureError, PolicyError) as error:
-            return self._record(Outcome.INFRASTRUCTURE_FAILED, result, cause=_describe(error))
+            # What the agent left in its slot killed it: to retry that for free would let it dodge its score.
+            exhausted = isinstance(error, SlotExhaustedError) and result is not None
+            outcome = Outcome.AGENT_FAILED if exhausted else Outcome.INFRASTRUCTURE_FAILED
+            return self._record(outcome, result, cause=_describe(error))
         except VerifierError as error:
             return self._record(Outcome.VERIFIER_FAILED, result, cause=_describe(error))
         except (
@@ -175,17 +177,29 @@ class _Attempt:
         """Await one of the environment's hooks within its deadline, from which waiting for a slot is left out.
 
         Only infrastructure's errors keep their class; anything else the environment's code raises is `VerifierError`.
+        A hook that catches infrastructure's error and answers all the same has judged nothing: the error is raised.
         """
         timeout_s = self.limits.verify_timeout_s
+        failures: list[InfrastructureError] = []
         try:
             async with asyncio.timeout(timeout_s) as deadline:
 
                 async def exec_tool(call: ToolCall) -> ToolResult:
-                    with _paused(deadline):
-                        await self.workbench.ready(call)
-                    return await self.workbench.call(call, timeout_s=None)
+                    try:
+                        with _paused(deadline):
+                            await self.workbench.ready(call)
+                        return await self.workbench.call(call, limit_s=None)
+                    except InfrastructureError as error:
+                        failures.append(error)
+                        raise
 
-                return await work(exec_tool)
+                done = await work(exec_tool)
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # Nobody withdrew this rollout: the hook awaited something of its own that was cancelled.
+            raise VerifierError(f"{what} awaited something that was cancelled") from error
         except (InfrastructureError, PolicyError, VerifierError):
             raise
         except Exception as error:  # the environment's own code may raise anything
@@ -193,8 +207,13 @@ class _Attempt:
                 raise VerifierError(
                     f"{what} did not end within verify_timeout_s={timeout_s:g}"
                 ) from error
+            if failures:
+                raise failures[0] from error
             _report_once(what, error)
             raise VerifierError(f"{what} raised {_describe(error)}") from error
+        if failures:
+            raise failures[0]
+        return done
 
     async def _agent_tool(self, call: ToolCall) -> ToolResult:
         """A call of the agent: it never outlasts the rollout's deadline, and waiting for a slot is not its fault."""
@@ -202,14 +221,8 @@ class _Attempt:
         started = time.monotonic()
         await self.workbench.ready(call)
         self.clock.exempt(time.monotonic() - started)
-        asked = call.arguments.get("timeout")
-        wanted = (
-            float(asked)
-            if isinstance(asked, int | float) and asked > 0
-            else self.limits.tool_timeout_s
-        )
-        allowed = max(1.0, min(wanted, self.limits.max_tool_timeout_s, self.clock.left()))
-        return await self.workbench.call(call, timeout_s=allowed)
+        limit_s = min(self.limits.max_tool_timeout_s, self.clock.left())
+        return await self.workbench.call(call, limit_s=limit_s)
 
     def _record(
         self,
@@ -236,12 +249,18 @@ def finite_reward(reward: object) -> float:
     """The reward as a float. Raises `VerifierError` for anything that is no finite number (booleans included)."""
     if isinstance(reward, bool) or not isinstance(reward, int | float):
         item = getattr(reward, "item", None)  # numpy and torch scalars
-        reward = item() if callable(item) else reward
-    if isinstance(reward, bool) or not isinstance(reward, int | float) or not math.isfinite(reward):
-        raise VerifierError(
-            f"the reward must be a finite number, not {reward!r} ({type(reward).__name__})"
-        )
-    return float(reward)
+        with suppress(Exception):  # an array of several, or anything else that only looks like one
+            reward = item() if callable(item) else reward
+    try:
+        if not isinstance(reward, bool) and isinstance(reward, int | float):
+            value = float(reward)
+            if math.isfinite(value):
+                return value
+    except OverflowError:
+        pass  # an integer beyond any float
+    raise VerifierError(
+        f"the reward must be a finite number, not {repr(reward)[:200]} ({type(reward).__name__})"
+    )
 
 
 _reported: set[str] = set()

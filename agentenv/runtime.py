@@ -149,7 +149,6 @@ class EnvRuntime:
         return RolloutLimits(
             rollout_timeout_s=self.config.rollout_timeout_s,
             verify_timeout_s=self.config.verify_timeout_s,
-            tool_timeout_s=self.config.tool_timeout_s,
             max_tool_timeout_s=self.config.max_tool_timeout_s,
         )
 

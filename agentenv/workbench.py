@@ -23,10 +23,10 @@ class ExecutorWorkbench:
         """Wait for a slot if `call` runs in one."""
         await self._executor.prepare(self._trajectory_id, call)
 
-    async def call(self, call: ToolCall, *, timeout_s: float | None) -> ToolResult:
-        """Run one call."""
+    async def call(self, call: ToolCall, *, limit_s: float | None) -> ToolResult:
+        """Run one call, within its own deadline and `limit_s`."""
         return await self._executor.execute(
-            self._trajectory_id, call, timeout_s, working_dir=self._working_dir
+            self._trajectory_id, call, limit_s=limit_s, working_dir=self._working_dir
         )
 
     async def quiesce(self) -> None:

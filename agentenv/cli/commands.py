@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
+from agentenv.cli.settings import Settings
 from agentenv.process import process
 from agentenv.rollout import finish
 from agentenv.run.directory import GROUPS_FILE, RunDirectory
 from agentenv.run.panels import printable, summary_table
-from agentenv.run.progress import PlainProgress, open_progress
+from agentenv.run.progress import PlainProgress, QuietProgress, open_progress
 from agentenv.run.report import read_config, write_report
 from agentenv.run.token_texts import tokenizer_texts
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from agentenv.cli.settings import Settings
     from agentenv.env import AgentEnv
 
 logger = logging.getLogger(__name__)
@@ -54,12 +54,32 @@ async def _process(
     env = build_environment(env_class, settings)
     directory = await RunDirectory.open(options.run_dir or run_dir_for(env))
     try:
-        name = {"environment": f"{env_class.__module__}:{env_class.__qualname__}"}
-        await directory.write_config(name | settings.given(), name | settings.in_force())
+        await _write_config(directory, env_class, settings)
         status = await _collect(env, directory, options, console)
     finally:
         await directory.close()
     return status
+
+
+async def process_quietly(env: AgentEnv[Any]) -> None:
+    """What `process` does with an environment made by hand, without display and report."""
+    progress = QuietProgress()
+    directory = await RunDirectory.open(run_dir_for(env))
+    try:
+        await _write_config(directory, type(env), Settings(env.config, env.server_configs))
+        try:
+            await process(env, directory=directory, progress=progress)
+        finally:
+            await directory.write_summary(progress.counters.summary())
+    finally:
+        await directory.close()
+
+
+async def _write_config(
+    directory: RunDirectory, env_class: type[AgentEnv[Any]], settings: Settings
+) -> None:
+    name = {"environment": f"{env_class.__module__}:{env_class.__qualname__}"}
+    await directory.write_config(name | settings.given(), name | settings.in_force())
 
 
 async def _collect(

@@ -114,6 +114,10 @@ class APIServerConfig(ServerBaseline):
             raise ValueError(
                 f"base_url {self.base_url!r} is no address of a server; write it as http://host:port/v1"
             )
+        if parts.username is not None and self.api_key.get_secret_value():
+            raise ValueError(
+                "base_url holds a user and api_key is set: a request takes one of them"
+            )
         return self
 
     @property

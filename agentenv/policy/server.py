@@ -23,6 +23,7 @@ from agentenv.errors import (
 from agentenv.policy import wire
 from agentenv.policy.faults import EngineFaultError, EngineTimeoutError, error_for_status, excerpt
 from agentenv.policy.limiter import Limiter
+from agentenv.run.masking import mask_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -82,7 +83,9 @@ class EngineServer:
 
     def __init__(self, config: APIServerConfig, *, vocab_size: int | None = None) -> None:
         self.config = config
-        self.url = config.root_url
+        self.url: str = mask_secrets(config.root_url)
+        """For messages and statistics: without a user or password in it."""
+        self._root = config.root_url
         self.healthy = True
         self._vocab_size = vocab_size
         self._dialect = dialect_of(config)
@@ -140,7 +143,7 @@ class EngineServer:
         split: Split,
     ) -> ChatCompletion:
         """One reply as text. Raises as `generate` does."""
-        by_openai = urlsplit(self.url).hostname == "api.openai.com"
+        by_openai = urlsplit(self._root).hostname == "api.openai.com"
         body = wire.chat_body(
             self.config.model_name,
             messages,
@@ -163,7 +166,7 @@ class EngineServer:
             async with (
                 asyncio.timeout(self.config.health_timeout),
                 self._open().get(
-                    self.url + self.config.health_path, allow_redirects=False
+                    self._root + self.config.health_path, allow_redirects=False
                 ) as reply,
             ):
                 return reply.status < 500
@@ -245,7 +248,7 @@ class EngineServer:
         where = self.url + path
         try:
             async with asyncio.timeout(self.config.attempt_timeout):
-                status, headers, raw = await self._exchange(where, body, trajectory_id)
+                status, headers, raw = await self._exchange(path, body, trajectory_id)
         except TimeoutError:
             raise EngineTimeoutError(
                 f"{where} gave no answer within {self.config.attempt_timeout:g} s", kind="timeout"
@@ -267,18 +270,18 @@ class EngineServer:
             raise EngineFaultError(f"{where} answered 200 with no JSON: {excerpt(raw)}") from error
 
     async def _exchange(
-        self, where: str, body: wire.Json, trajectory_id: str
+        self, path: str, body: wire.Json, trajectory_id: str
     ) -> tuple[int, Mapping[str, str], bytes]:
         headers = {TRAJECTORY_HEADER: quote(trajectory_id, safe="")}
         async with self._open().post(
-            where, json=body, headers=headers, allow_redirects=False
+            self._root + path, json=body, headers=headers, allow_redirects=False
         ) as reply:
             raw = bytearray()
             async for chunk in reply.content.iter_any():
                 raw += chunk
                 if len(raw) > MAX_REPLY_BYTES:
                     raise EngineFaultError(
-                        f"{where} answered with more than {MAX_REPLY_BYTES} bytes"
+                        f"{self.url}{path} answered with more than {MAX_REPLY_BYTES} bytes"
                     )
             return reply.status, reply.headers, bytes(raw)
 

@@ -167,7 +167,9 @@ def short_cause(cause: str) -> str:
     together.
     """
     line = cause.strip().splitlines()[0] if cause.strip() else "unknown"
-    return re.sub(r"\b(?=[0-9a-f-]*\d)[0-9a-f][0-9a-f-]{5,}\b|\b\d+(?:\.\d+)?", "…", line)[:160]
+    return re.sub(
+        r"\bh\d+(?:-s\d+)?\b|\b(?=[0-9a-f-]*\d)[0-9a-f][0-9a-f-]{5,}\b|\b\d+(?:\.\d+)?", "…", line
+    )[:160]
 
 
 def _count(counts: dict[str, int], key: str) -> None:

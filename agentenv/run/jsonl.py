@@ -20,6 +20,7 @@ from enum import Enum
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
+import orjson
 from pydantic import BaseModel
 
 if TYPE_CHECKING:
@@ -34,6 +35,11 @@ _LINE_BREAKS = {"\u2028": "\\u2028", "\u2029": "\\u2029", "\x85": "\\u0085"}
 def encode_line(value: Any) -> bytes:
     """`value` as one line of JSON with its newline. Never raises for what `value` holds."""
     return "".join(_pieces(value, 0)).encode("utf-8", "replace") + b"\n"
+
+
+def json_plain(value: Any) -> Any:
+    """`value` as a reader of its line gets it back: dicts, lists and scalars, each key once (the last counts)."""
+    return json.loads(encode_line(value))
 
 
 def _pieces(value: Any, depth: int) -> Iterator[str]:
@@ -72,8 +78,9 @@ def _numbers(values: list[Any] | tuple[Any, ...]) -> str | None:
     if not _NUMBER_TYPES.issuperset(map(type, values)):
         return None
     try:
-        return json.dumps(values, allow_nan=False, separators=(",", ":"))[1:-1]
-    except ValueError:
+        finite = all(map(math.isfinite, values))
+        return orjson.dumps(values)[1:-1].decode() if finite else None
+    except (OverflowError, orjson.JSONEncodeError):  # a huge integer, which the slow way can write
         return None
 
 

@@ -63,16 +63,16 @@ class FunctionWorkbench:
     def __init__(self, respond: Callable[[ToolCall], Awaitable[ToolResult]] | None = None) -> None:
         self.respond = respond
         self.log: list[str] = []
-        self.timeouts: list[float | None] = []
+        self.limits: list[float | None] = []
         self.slot_wait: Callable[[], Awaitable[None]] | None = None
 
     async def ready(self, call: ToolCall) -> None:
         if self.slot_wait is not None:
             await self.slot_wait()
 
-    async def call(self, call: ToolCall, *, timeout_s: float | None) -> ToolResult:
+    async def call(self, call: ToolCall, *, limit_s: float | None) -> ToolResult:
         self.log.append(f"call {call.name}")
-        self.timeouts.append(timeout_s)
+        self.limits.append(limit_s)
         return (
             await self.respond(call)
             if self.respond

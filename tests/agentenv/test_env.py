@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from agentenv import (
+    AgentEnvError,
     ConfigError,
     NotStartedError,
     Outcome,
@@ -262,3 +263,32 @@ async def test_commands_of_the_agent_start_where_its_config_says():
     finally:
         await env.shutdown()
     assert asked == [("echo look", "repo")]
+
+
+async def test_a_cleanup_that_hangs_is_left_behind_and_the_backend_stopped(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    class Stuck(EchoEnv):
+        async def cleanup(self) -> None:
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr("agentenv.env.CLEANUP_TIMEOUT_S", 0.01)
+    env = make_env(env_cls=Stuck)
+    await env.setup()
+    async with asyncio.timeout(20):
+        with pytest.raises(AgentEnvError, match="cleanup"):
+            await env.shutdown()
+    assert env.runtime.backend.stats().hosts == 0
+
+
+async def test_each_try_of_one_member_draws_another_seed():
+    class BestOfTwo(EchoEnv):
+        async def collect_trajectory(self, item: Any) -> Any:
+            first, _ = await super().collect_trajectory(item)
+            second, _ = await super().collect_trajectory(item)
+            return max((first, second), key=lambda found: found["scores"] if found else -1), []
+
+    env = make_env(env_cls=BestOfTwo, group_size=1)
+    await collect(env)
+    seeds = [request.seed for request in policy_of(env).requests]
+    assert len(set(seeds)) == len(seeds) == 4

@@ -10,9 +10,14 @@ from agentenv.errors import ContextLengthError, PolicyError, PolicyTimeoutError
 from agentenv.harness import ToolLoop
 from agentenv.outcomes import Outcome, StopReason
 from agentenv.rollout import RolloutLimits, RolloutRecord, finish, rollout
-from agentenv.task import Task
+from agentenv.task import Task, Verdict
 from agentenv.types import AgentConfig
-from agentenv_backends.errors import AcquireTimeoutError, HostLostError, SlotLostError
+from agentenv_backends.errors import (
+    AcquireTimeoutError,
+    HostLostError,
+    SlotExhaustedError,
+    SlotLostError,
+)
 from agentenv_tools.schema import ToolCall, ToolResult
 from tests.agentenv.rollout_fakes import (
     FunctionVerifier,
@@ -183,19 +188,56 @@ async def test_an_agent_whose_tools_ate_its_time_is_judged_as_it_stands():
     assert (record.outcome, record.stop_reason) == (Outcome.SCORED, StopReason.TIMEOUT)
 
 
-async def test_a_call_may_not_outlast_the_rollout_and_asks_within_limits():
-    bench = FunctionWorkbench()
-    await run(
-        ScriptedSession(
-            calls("terminal", timeout=500),
-            calls("terminal"),
-            calls("terminal", timeout="x"),
-            answer(""),
-        ),
-        workbench=bench,
-        limits=RolloutLimits(60, 5, tool_timeout_s=7, max_tool_timeout_s=50),
+async def test_a_call_may_not_outlast_its_own_limit_nor_the_rollout():
+    for limits, expected in (
+        (RolloutLimits(60, 5, max_tool_timeout_s=50), 50),
+        (RolloutLimits(20, 5, max_tool_timeout_s=50), 20),
+    ):
+        bench = FunctionWorkbench()
+        await run(ScriptedSession(calls("terminal"), answer("")), workbench=bench, limits=limits)
+        assert bench.limits == [pytest.approx(expected, abs=5)]
+
+
+async def test_a_reply_cut_by_the_rollouts_own_deadline_is_a_spent_budget():
+    async def slow_tool(call: ToolCall) -> ToolResult:
+        await asyncio.sleep(0.3)
+        return ToolResult(True, "ok")
+
+    record = await run(
+        ScriptedSession(calls("terminal"), never),
+        workbench=FunctionWorkbench(slow_tool),
+        limits=RolloutLimits(rollout_timeout_s=0.5, verify_timeout_s=5),
     )
-    assert bench.timeouts == [50, 7, 7]
+    assert (record.outcome, record.stop_reason) == (Outcome.SCORED, StopReason.TIMEOUT)
+
+
+async def test_a_single_reply_that_takes_half_the_rollouts_time_is_the_engines_failure():
+    record = await run(
+        ScriptedSession(never), limits=RolloutLimits(rollout_timeout_s=0.1, verify_timeout_s=5)
+    )
+    assert record.outcome is Outcome.INFRASTRUCTURE_FAILED
+
+
+async def test_an_agent_that_kills_its_own_slot_has_failed_and_is_not_retried_for_free():
+    async def die(call: ToolCall) -> ToolResult:
+        raise SlotExhaustedError("it used up its memory")
+
+    record = await run(
+        ScriptedSession(calls("terminal"), answer("x")), workbench=FunctionWorkbench(die)
+    )
+    assert (record.outcome, record.reward, record.trainable) == (Outcome.AGENT_FAILED, 0.0, True)
+    left_behind = await run(
+        ScriptedSession(answer("x")), verifier=FunctionVerifier(SlotExhaustedError("at last"))
+    )
+    assert (left_behind.outcome, left_behind.reward) == (Outcome.AGENT_FAILED, 0.0)
+
+
+async def test_a_slot_exhausted_by_the_set_up_is_nobodys_score():
+    async def prepare(exec_tool: Any) -> dict[str, Any]:
+        raise SlotExhaustedError("too large")
+
+    record = await run(ScriptedSession(answer("x")), verifier=FunctionVerifier(prepare=prepare))
+    assert (record.outcome, record.reward) == (Outcome.INFRASTRUCTURE_FAILED, None)
 
 
 async def test_calls_of_one_reply_run_in_order_and_are_answered_by_id():
@@ -243,3 +285,48 @@ async def test_a_bug_in_a_hook_is_shown_once_however_many_rollouts_it_hits(caplo
     shown = [entry for entry in caplog.records if entry.levelname == "WARNING"]
     assert len(shown) == 1
     assert shown[0].exc_info is not None
+
+
+@pytest.mark.parametrize("where", ["prepare", "verify"])
+async def test_a_hook_that_catches_a_lost_sandbox_and_answers_all_the_same_gives_no_score(
+    where: str,
+):
+    async def lost(call: ToolCall) -> ToolResult:
+        raise SlotLostError("gone")
+
+    class Careless(FunctionVerifier):
+        async def swallow(self, exec_tool: Any) -> dict[str, Any]:
+            try:
+                await exec_tool(ToolCall("terminal"))
+            except Exception:  # noqa: BLE001 - as careless code does
+                return {}
+            return {}
+
+        async def prepare(self, task: Any, *, trajectory_id: str, exec_tool: Any) -> Any:
+            return await self.swallow(exec_tool) if where == "prepare" else {}
+
+        async def verify(self, task: Any, result: Any, *, exec_tool: Any, **rest: Any) -> Any:
+            if where == "verify":
+                await self.swallow(exec_tool)
+            return Verdict(0.0)
+
+    record = await run(
+        ScriptedSession(answer("done")), workbench=FunctionWorkbench(lost), verifier=Careless()
+    )
+    assert (record.outcome, record.reward) == (Outcome.INFRASTRUCTURE_FAILED, None)
+    assert "gone" in (record.cause or "")
+
+
+async def test_a_hook_whose_own_work_was_cancelled_has_failed_and_withdraws_nothing():
+    record = await run(ScriptedSession(answer("done")), verifier=FunctionVerifier(_raise_cancelled))
+    assert record.outcome is Outcome.VERIFIER_FAILED
+
+
+def _raise_cancelled() -> Any:
+    raise asyncio.CancelledError
+
+
+@pytest.mark.parametrize("reward", [np.array([1.0, 2.0]), 10**400])
+async def test_a_reward_that_cannot_be_a_float_is_the_verifiers_failure(reward: Any):
+    record = await run(ScriptedSession(answer("done")), verifier=FunctionVerifier(reward))
+    assert record.outcome is Outcome.VERIFIER_FAILED

@@ -378,3 +378,13 @@ async def test_preparing_takes_the_slot_a_call_will_need_and_no_other():
         await run.executor.prepare("c", sh("true"))
         await run.executor.prepare("c", sh("true"))
         assert run.pool.stats().acquired_slots == 1
+
+
+@in_virtual_time
+async def test_a_limit_shortens_any_deadline_and_lengthens_none():
+    async with fake_executor() as run:
+        await run.executor.execute("t", sh("true", timeout=500), limit_s=50)
+        await run.executor.execute("t", sh("true", timeout=7), limit_s=50)
+        await run.executor.execute("t", sh("true"), limit_s=0.2)
+        asked = [request.timeout_s for request in run.requests()[0]]  # type: ignore[union-attr]
+        assert asked == [50, 7, 1]

@@ -139,12 +139,13 @@ class ToolExecutor:
         call: ToolCall,
         timeout_s: float | None = None,
         *,
+        limit_s: float | None = None,
         working_dir: str | None = None,
     ) -> ToolResult:
         """Carry out one call and return what the model gets to read.
 
         The deadline is `timeout_s`, else the call's own `timeout` argument, else
-        `default_timeout_s`, clamped to 1-600 s. It starts when the call does: waiting for a turn or
+        `default_timeout_s`, at most `limit_s`, clamped to 1-600 s. It starts when the call does: waiting for a turn or
         a slot is not counted. `working_dir`, relative to the workspace, is where commands start.
 
         Raises `InfrastructureError` (the trajectory is then lost, unless it is an
@@ -157,7 +158,7 @@ class ToolExecutor:
         started = asyncio.get_running_loop().time()
         try:
             result = await self._answer(
-                self._trajectory(trajectory_id), call, timeout_s, working_dir
+                self._trajectory(trajectory_id), call, (timeout_s, limit_s), working_dir
             )
             if not result.success:
                 counters.errors[CallError.FAILED] += 1
@@ -273,12 +274,12 @@ class ToolExecutor:
         self,
         trajectory: Trajectory,
         call: ToolCall,
-        timeout_s: float | None,
+        deadline: tuple[float | None, float | None],
         working_dir: str | None,
     ) -> ToolResult:
         tool = self._tool_for(call)
         with _tool_code():
-            timeout_s, arguments = self._with_policy(tool, call, timeout_s)
+            timeout_s, arguments = self._with_policy(tool, call, *deadline)
             validated = tool.validate(arguments)
         async with Turn(trajectory, self._counters) as turn:
             return await self._run(turn, tool, validated, timeout_s, working_dir)
@@ -303,7 +304,7 @@ class ToolExecutor:
         return tool
 
     def _with_policy(
-        self, tool: Tool[Any], call: ToolCall, timeout_s: float | None
+        self, tool: Tool[Any], call: ToolCall, timeout_s: float | None, limit_s: float | None
     ) -> tuple[float, dict[str, Any]]:
         """The call's deadline, and the arguments without what is not the model's to set."""
         name = call.name
@@ -315,7 +316,8 @@ class ToolExecutor:
             asked = _seconds(name, arguments.pop("timeout", None))
         if timeout_s is None:
             timeout_s = self._config.default_timeout_s if asked is None else asked
-        return min(max(timeout_s, MIN_TIMEOUT_S), MAX_TIMEOUT_S), arguments
+        most = MAX_TIMEOUT_S if limit_s is None else min(limit_s, MAX_TIMEOUT_S)
+        return max(min(timeout_s, most), MIN_TIMEOUT_S), arguments
 
     async def _run(
         self,

@@ -7,6 +7,7 @@ from agentenv.errors import ConfigError
 from agentenv.policy import APIServerConfig, ServerBaseline, build_policy
 from agentenv.policy.config import resolve_servers
 from agentenv.policy.router import PolicyRouter
+from agentenv.policy.server import EngineServer
 
 KEY = "sk-canary-7f3a"
 
@@ -109,3 +110,13 @@ async def test_openai_servers_make_a_policy_without_tokens():
     policy = build_policy([APIServerConfig(base_url="http://h:1")])
     assert isinstance(policy, PolicyRouter)
     assert not policy.returns_tokens
+
+
+def test_a_user_in_the_address_beside_a_key_is_refused_without_telling_either():
+    with pytest.raises(ValueError, match="one of them"):
+        APIServerConfig(base_url="http://bob:hunter2@host/v1", api_key=SecretStr("k"))
+
+
+def test_messages_and_statistics_of_a_server_hold_no_password():
+    server = EngineServer(APIServerConfig(base_url="http://bob:hunter2@host/v1"))
+    assert server.stats().url == "http://***@host"

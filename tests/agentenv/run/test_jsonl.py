@@ -122,3 +122,8 @@ def test_a_last_line_without_its_end_is_torn(tmp_path):
     file.write_bytes(b'{"a":1}\n{"a":"hal')
     _, torn = scan(file)
     assert torn == BadLine(2, 8, 9, "cut short", torn=True)
+
+
+def test_integers_of_any_size_survive_in_lists():
+    values = [1, 2**64, -(2**70), 10**400]
+    assert json.loads(encode_line(values)) == values
