@@ -1,0 +1,61 @@
+"""The local backend with a tool executor on it, as the sections use them."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from agentenv_backends.config import LocalConfig
+from agentenv_tools import ToolCall, ToolExecutor, ToolExecutorConfig
+from agentenv_tools.toolsets import build_registry
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from agentenv_backends.base import Backend
+    from agentenv_tools import ToolResult
+
+_OPEN_WITHIN_S = 90.0
+
+
+@dataclass(frozen=True, slots=True)
+class Local:
+    """An executor over bubblewrap slots on this machine."""
+
+    executor: ToolExecutor
+    backend: Backend
+
+    async def shell(self, trajectory: int, command: str) -> ToolResult:
+        """A `terminal` call of a trajectory, which must succeed."""
+        result = await self.executor.execute(
+            f"t{trajectory}", ToolCall("terminal", {"command": command})
+        )
+        if not result.success:
+            raise RuntimeError(f"{command!r} in trajectory {trajectory}: {result.error}")
+        return result
+
+    async def warm_up(self, trajectories: int) -> None:
+        """A first call of each trajectory, which opens its slot."""
+        async with asyncio.TaskGroup() as group:
+            for number in range(trajectories):
+                group.create_task(self.shell(number, "true"))
+
+
+@asynccontextmanager
+async def local(slots: int) -> AsyncIterator[Local]:
+    """Start the backend; everything is gone at the end."""
+    config = LocalConfig(slots=slots, acquire_timeout_s=_OPEN_WITHIN_S)
+    backend = config.build()
+    await backend.start()
+    try:
+        executor = ToolExecutor(
+            backend, build_registry(), ToolExecutorConfig(acquire_timeout_s=_OPEN_WITHIN_S)
+        )
+        try:
+            yield Local(executor, backend)
+        finally:
+            await executor.close()
+    finally:
+        await backend.stop()

@@ -1,0 +1,67 @@
+"""Programs of the project as child processes of a test, which is sure to outlive them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tests.faults.footprint import Footprint
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+ROOT = Path(__file__).parents[2]
+_SOURCES = (".", "backends", "tools", "environments")
+
+
+class Program:
+    """A running program with everything it starts."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.footprint = Footprint(process.pid)
+
+    async def ended(self, *, within_s: float = 30.0) -> int:
+        """Its exit status; raises `TimeoutError` when it goes on."""
+        async with asyncio.timeout(within_s):
+            return await self.process.wait()
+
+
+@asynccontextmanager
+async def program(
+    *arguments: str, cwd: Path = ROOT, output: Path | None = None
+) -> AsyncIterator[Program]:
+    """`python ARGUMENTS`, with our packages in reach, its output in a pipe or in a file. Whatever is left at the end is
+    killed.
+    """
+    paths = os.pathsep.join(str(ROOT / source) for source in _SOURCES)
+    stream = output.open("wb") if output is not None else None
+    try:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *arguments,
+            cwd=cwd,
+            env={**os.environ, "PYTHONPATH": paths},
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=stream or asyncio.subprocess.PIPE,
+            stderr=stream,
+        )
+    finally:
+        if stream is not None:
+            stream.close()
+    running = Program(process)
+    try:
+        yield running
+    finally:
+        running.footprint.look()
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+        if process.stdout is not None:
+            await process.stdout.read()
+        for left in running.footprint.left()[0]:
+            left.kill()
