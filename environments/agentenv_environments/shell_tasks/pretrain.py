@@ -72,11 +72,11 @@ class Recipe:
     right_share: float = 0.6
     """Share of the demonstrations that solve their task."""
     vocab_size: int = 1340
-    drill_steps: int = 400
+    drill_steps: int = 1000
     bare_steps: int = 800
-    steps: int = 400
+    steps: int = 300
     batch_size: int = 64
-    learning_rate: float = 3e-3
+    learning_rate: float = 2e-3
     warmup_steps: int = 50
     hidden_size: int = 128
     intermediate_size: int = 384
@@ -137,13 +137,17 @@ def pretrain(recipe: Recipe, out: Path, progress: Progress) -> None:
     )
     torch.manual_seed(recipe.seed)
     model = LlamaForCausalLM(_model_config(recipe, tokenizer))
-    schedule = recipe.schedule()
-    bar = progress.add_task("training", total=schedule.total_steps)
+    bars = {
+        "copying drills": progress.add_task("copying drills", total=recipe.drill_steps),
+        "demonstrations": progress.add_task(
+            "demonstrations", total=recipe.bare_steps + recipe.steps
+        ),
+    }
 
     def report(phase: str, loss: float) -> None:
-        progress.update(bar, advance=1, description=f"{phase}, loss {loss:.3f}")
+        progress.update(bars[phase], advance=1, description=f"{phase}, loss {loss:.3f}")
 
-    train(model, data, schedule, recipe.seed, report)
+    train(model, data, recipe.schedule(), recipe.seed, report)
     out.mkdir(parents=True, exist_ok=True)
     save_tokenizer(tokenizer, out)
     _save_model(model, out)

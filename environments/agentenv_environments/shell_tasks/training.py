@@ -22,6 +22,8 @@ Batch = list[Row]
 
 _START_TOKENS = 3
 """How much of the prefix is kept where the prompt is left out: the start of the user's turn."""
+_LEARNED_LOSS = 0.25
+"""Mean loss at which drills end."""
 _DRILL_ROWS = 64
 _DRILL_LENGTHS = (6, 24)
 
@@ -42,24 +44,23 @@ class Dataset:
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """Lengths in steps, and the learning rate: up from 0, then down to 2 % along a half cosine."""
+    """Lengths of the phases in steps, and the learning rate at its highest."""
 
     drill_steps: int
+    """At most: drills end when copying is learned."""
     bare_steps: int
     steps: int
     batch_size: int
     learning_rate: float
     warmup_steps: int
 
-    @property
-    def total_steps(self) -> int:
-        """All phases together."""
-        return self.drill_steps + self.bare_steps + self.steps
+    def warm(self, step: int) -> float:
+        """Factor of the learning rate in the drills: up from 0, then 1."""
+        return min(1.0, (step + 1) / self.warmup_steps)
 
-    def factor(self, step: int) -> float:
-        """What the learning rate is multiplied by."""
-        warm = min(1.0, (step + 1) / self.warmup_steps)
-        return warm * (0.51 + 0.49 * math.cos(math.pi * step / self.total_steps))
+    def cosine(self, step: int) -> float:
+        """Factor of the learning rate after the drills: from 1 to 0.02 along a half cosine."""
+        return 0.51 + 0.49 * math.cos(math.pi * step / (self.bare_steps + self.steps))
 
 
 def train(
@@ -73,37 +74,48 @@ def train(
     time, and at last demonstrations as they are.
     """
     dice = random.Random(seed)  # noqa: S311 - order of the data
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=schedule.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
-    )
-    rate = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule.factor)
-    for phase, prefix, batch in _phases(data, schedule, dice):
-        loss = _loss(model, prefix, batch)
-        optimizer.zero_grad()
+    fit = _Fit(model, schedule.learning_rate)
+    start = data.prefix[-_START_TOKENS:]
+    mean = math.inf
+    for step, batch in enumerate(islice(_drills(data.rows, dice), schedule.drill_steps)):
+        loss = fit.step(start, batch, schedule.warm(step))
+        report("copying drills", loss)
+        mean = loss if step == 0 else 0.9 * mean + 0.1 * loss
+        if mean < _LEARNED_LOSS:
+            break
+    batches = _batches(data.rows, schedule.batch_size, dice)
+    for step, batch in enumerate(islice(batches, schedule.bare_steps + schedule.steps)):
+        bare = step < schedule.bare_steps
+        loss = fit.step(start if bare else data.prefix, batch, schedule.cosine(step))
+        report("demonstrations", loss)
+
+
+class _Fit:
+    """A model and its optimizer."""
+
+    def __init__(self, model: Any, learning_rate: float) -> None:
+        self._model = model
+        self._learning_rate = learning_rate
+        self._optimizer = torch.optim.AdamW(
+            model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01
+        )
+
+    def step(self, prefix: list[int], batch: Batch, factor: float) -> float:
+        """Learn from one batch at `factor` times the learning rate; returns the loss before it."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._learning_rate * factor
+        loss = _loss(self._model, prefix, batch)
+        self._optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        rate.step()
-        report(phase, loss.item())
+        torch.nn.utils.clip_grad_norm_(self._model.parameters(), 1.0)
+        self._optimizer.step()
+        return float(loss)
 
 
 def common_prefix_length(sequences: Sequence[Sequence[Any]]) -> int:
     """How many elements all sequences begin with."""
     columns = zip(*sequences, strict=False)
     return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
-
-
-def _phases(
-    data: Dataset, schedule: Schedule, dice: random.Random
-) -> Iterator[tuple[str, list[int], Batch]]:
-    start = data.prefix[-_START_TOKENS:]
-    batches = _batches(data.rows, schedule.batch_size, dice)
-    for batch in islice(_drills(data.rows, dice), schedule.drill_steps):
-        yield "copying drills", start, batch
-    for batch in islice(batches, schedule.bare_steps):
-        yield "demonstrations without prompt", start, batch
-    for batch in islice(batches, schedule.steps):
-        yield "demonstrations", data.prefix, batch
 
 
 def _drills(rows: Iterable[Row], dice: random.Random) -> Iterator[Batch]:

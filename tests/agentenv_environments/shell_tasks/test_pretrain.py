@@ -102,9 +102,13 @@ def test_a_dataset_keeps_every_row_apart_from_its_common_prefix():
     assert data == Dataset([1, 2], [([3], [3]), ([4, 5], [4, 5])])
 
 
-def test_the_learning_rate_rises_and_falls():
+def test_the_learning_rate_rises_in_the_drills_and_falls_after_them():
     schedule = Schedule(10, 20, 70, batch_size=1, learning_rate=1.0, warmup_steps=10)
 
-    factors = [schedule.factor(step) for step in range(100)]
+    warm = [schedule.warm(step) for step in range(10)]
+    after = [schedule.cosine(step) for step in range(90)]
 
-    assert factors[0] < factors[5] < factors[9] > factors[50] > factors[99] > 0
+    assert warm == sorted(warm)
+    assert warm[-1] == after[0] == 1.0
+    assert after == sorted(after, reverse=True)
+    assert after[-1] > 0
