@@ -109,7 +109,7 @@ class _Fit:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self._model.parameters(), 1.0)
         self._optimizer.step()
-        return float(loss)
+        return float(loss.detach())
 
 
 def common_prefix_length(sequences: Sequence[Sequence[Any]]) -> int:
