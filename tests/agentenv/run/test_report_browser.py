@@ -38,21 +38,31 @@ class Listener:
 
     def payloads(self) -> str:
         """Everything that would run or call out, were it taken for markup."""
-        here, title = f"http://127.0.0.1:{self.port}", "document.title='CANARY'"
-        return "\n".join(
-            [
-                "\x1b]52;c;Y2FuYXJ5\x07\x1b[31m \u202e\u2066reversed\u2069 \u200b\u2028 \U000e0041",
-                f"<script>{title};fetch('{here}/script')</script>",
-                f"</script><script>{title}</script>",
-                f'<img src={here}/img onerror="{title}">',
-                f'<svg/onload="{title}"><iframe src={here}/frame></iframe>',
-                f"<style>body{{background:url({here}/css)}}</style><link rel=stylesheet href={here}/link>",
-                f"[link](javascript:{title}) ![beacon]({here}/markdown) <a href='data:text/html,x'>x</a>",
-                f"$\\href{{javascript:{title}}}{{x}}$ <base href={here}/> <meta http-equiv=refresh content='0;{here}'>",
-                f'<form action={here}/form><input autofocus onfocus="{title}"></form>',
-                "מ" * 5000,
-            ]
-        )
+        return "\n".join([*self.staying(), self.leaving()])
+
+    def leaving(self) -> str:
+        """What would take the browser to another page."""
+        return f"<base href={self.here}/> <meta http-equiv=refresh content='0;{self.here}/refresh'>"
+
+    @property
+    def here(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def staying(self) -> list[str]:
+        """What would run or call out without leaving the page."""
+        here, title = self.here, "document.title='CANARY'"
+        return [
+            "\x1b]52;c;Y2FuYXJ5\x07\x1b[31m \u202e\u2066reversed\u2069 \u200b\u2028 \U000e0041",
+            f"<script>{title};fetch('{here}/script')</script>",
+            f"</script><script>{title}</script>",
+            f'<img src={here}/img onerror="{title}">',
+            f'<svg/onload="{title}"><iframe src={here}/frame></iframe>',
+            f"<style>body{{background:url({here}/css)}}</style><link rel=stylesheet href={here}/link>",
+            f"[link](javascript:{title}) ![beacon]({here}/markdown) <a href='data:text/html,x'>x</a>",
+            f"$\\href{{javascript:{title}}}{{x}}$",
+            f'<form action={here}/form><input autofocus onfocus="{title}"></form>',
+            "מ" * 5000,
+        ]
 
 
 @pytest.fixture
@@ -98,9 +108,17 @@ async def _report(path: Path, *records: GroupRecord, texts: str = "") -> Path:
 def test_the_payloads_do_run_in_a_page_that_takes_them_for_markup(tmp_path, listener):
     """So the tests below can fail."""
     page = tmp_path / "naive.html"
-    page.write_text(f"<meta charset=utf-8><title>naive</title>{listener.payloads()}")
+    page.write_text("<meta charset=utf-8><title>naive</title>" + "\n".join(listener.staying()))
     assert "<title>CANARY</title>" in _dom(page, tmp_path / "profile")
     assert "/img" in listener.calls
+
+
+def test_the_payload_that_leaves_does_leave_a_page_that_takes_it_for_markup(tmp_path, listener):
+    """Apart from the others: what a browser dumps in mid-navigation is anything, also nothing."""
+    page = tmp_path / "naive.html"
+    page.write_text(f"<meta charset=utf-8><title>naive</title>{listener.leaving()}")
+    _dom(page, tmp_path / "profile")
+    assert "/refresh" in listener.calls
 
 
 @pytest.mark.parametrize("link", ["", "#1/1/Steps", "#1/1/Messages", "#1/1/Tokens", "#1/1/Record"])
