@@ -13,6 +13,7 @@ demo: setup
 	$(PYTHON) -m agentenv process configs/shell_tasks.yaml
 
 test: lint
+	@./scripts/test-engine.sh start
 	$(PYTHON) -m pytest --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
 
 lint: setup
@@ -33,7 +34,7 @@ $(STAMP): pyproject.toml
 	$(BASE_PYTHON) -m venv $(VENV)
 	$(PYTHON) -m pip install --quiet --upgrade "pip>=25.1"
 	$(PYTHON) -m pip install --quiet torch==2.13.0 || $(PYTHON) -m pip install --quiet torch
-	$(PYTHON) -m pip install --quiet --group dev -e '.[torch]'
+	$(PYTHON) -m pip install --quiet --group dev -e '.[docker,mcp,torch]'
 	@touch $(STAMP)
 
 clean:

@@ -13,7 +13,13 @@ tests are in `testing.py`, and `doctor.py` shows which protections are in force 
 """
 
 from agentenv_backends.base import Backend, Capabilities, PoolStats, Slot, SlotState
-from agentenv_backends.config import BackendConfig, LocalConfig, PoolConfig, parse_backend_config
+from agentenv_backends.config import (
+    BackendConfig,
+    DockerConfig,
+    LocalConfig,
+    PoolConfig,
+    parse_backend_config,
+)
 from agentenv_backends.errors import (
     AcquireTimeoutError,
     BackendConfigError,
@@ -21,6 +27,7 @@ from agentenv_backends.errors import (
     BackendStoppedError,
     BackendUnavailableError,
     CapabilityError,
+    EngineError,
     HostLostError,
     HostStartError,
     InfrastructureError,
@@ -32,25 +39,34 @@ from agentenv_backends.errors import (
 from agentenv_backends.host import Host, HostProvider
 from agentenv_backends.requests import (
     ArchiveRequest,
+    EditRequest,
     ExecRequest,
+    GlobRequest,
+    GrepRequest,
     KillRequest,
     ListRequest,
     ReadRequest,
     Request,
+    ViewRequest,
     WriteRequest,
 )
 from agentenv_backends.results import (
     ArchiveResult,
     Capture,
+    EditResult,
     Entry,
     ExecResult,
     ExecStatus,
     FailureKind,
+    GlobResult,
+    GrepMatch,
+    GrepResult,
     KillResult,
     ListResult,
     OpFailure,
     ReadResult,
     Result,
+    ViewResult,
     WriteResult,
 )
 from agentenv_backends.settings import Limits, PoolSettings
@@ -68,11 +84,20 @@ __all__ = [
     "Capabilities",
     "CapabilityError",
     "Capture",
+    "DockerConfig",
+    "EditRequest",
+    "EditResult",
+    "EngineError",
     "Entry",
     "ExecRequest",
     "ExecResult",
     "ExecStatus",
     "FailureKind",
+    "GlobRequest",
+    "GlobResult",
+    "GrepMatch",
+    "GrepRequest",
+    "GrepResult",
     "Host",
     "HostLostError",
     "HostProvider",
@@ -98,6 +123,8 @@ __all__ = [
     "SlotLostError",
     "SlotState",
     "SlotStateError",
+    "ViewRequest",
+    "ViewResult",
     "WriteRequest",
     "WriteResult",
     "parse_backend_config",

@@ -55,6 +55,7 @@ class HostKeeper:
         self._on_slot_lost = on_slot_lost
         self._hosts: dict[str, _LiveHost] = {}
         self._slots_closing: dict[str, asyncio.Task[None]] = {}
+        self._hosts_ending: dict[str, asyncio.Task[None]] = {}
         self._work: set[asyncio.Task[None]] = set()
         """Launches, opening and closing of slots, health checks: what a stop may cut short."""
         self._endings: set[asyncio.Task[None]] = set()
@@ -64,12 +65,19 @@ class HostKeeper:
         """The connection to a live host."""
         return self._hosts[host_id].host
 
+    def find(self, host_id: str) -> Host | None:
+        """The connection to a host; None when it is not live."""
+        live = self._hosts.get(host_id)
+        return live.host if live is not None else None
+
     async def prepare(self) -> Capabilities:
         """Check the machine and remove what dead runs left on it."""
-        timeout_s = self._settings.launch_timeout_s
+        timeout_s = self._settings.prepare_timeout_s
         capabilities = await bounded(self._provider.prepare(), timeout_s, "checking the machine")
         try:
-            removed = await bounded(self._provider.sweep(), timeout_s, "the sweep")
+            timeout_s = self._settings.launch_timeout_s
+            found = await bounded(self._provider.sweep(), timeout_s, "the sweep")
+            removed = sum(leftover.removed for leftover in found)
         except Exception:  # noqa: BLE001 - leftovers of an earlier run must not keep this one from starting
             _log.warning("could not remove what earlier runs left behind", exc_info=True)
         else:
@@ -100,7 +108,9 @@ class HostKeeper:
     def end(self, host_id: str, reason: str) -> None:
         """End a host."""
         ending = self._end(host_id, self._hosts.pop(host_id), reason)
-        self._spawn(self._endings, ending, f"end of host {host_id}")
+        task = self._spawn(self._endings, ending, f"end of host {host_id}")
+        self._hosts_ending[host_id] = task
+        task.add_done_callback(lambda _: self._hosts_ending.pop(host_id))
 
     def lost(self, host_id: str, reason: str) -> None:
         """Report that a host is gone; once is enough, more does no harm."""
@@ -108,10 +118,11 @@ class HostKeeper:
             _log.warning("host %s is lost: %s", host_id, reason)
             self._apply(partial(self._scheduler.host_lost, host_id, reason))
 
-    async def closed(self, slot_id: str) -> None:
-        """Wait until closing a slot has ended, well or badly. Bounded."""
-        if slot_id in self._slots_closing:
-            await asyncio.wait({self._slots_closing[slot_id]})
+    async def gone(self, host_id: str, slot_id: str) -> None:
+        """Wait until closing a slot, or ending its host, is over, well or badly. Bounded."""
+        task = self._hosts_ending.get(host_id) or self._slots_closing.get(slot_id)
+        if task is not None:
+            await asyncio.wait({task})
 
     async def finish(self, *, stop: Callable[[], None]) -> None:
         """Cut short what is under way, let `stop` end the hosts, and wait until that is done.

@@ -1,18 +1,20 @@
-"""A slot in the hands of its holder: its legal states, and the requests under way in it."""
+"""A slot in the hands of its holder: its legal states, and what is under way in it."""
 
 from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from agentenv_backends.base import Slot, SlotState
 from agentenv_backends.errors import InfrastructureError, SandboxTimeoutError, SlotStateError
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from agentenv_backends.host import Host
-    from agentenv_backends.requests import Request
-    from agentenv_backends.results import Result
+
+T = TypeVar("T")
 
 _LEGAL_STEPS = {
     SlotState.AVAILABLE: {SlotState.ACQUIRED, SlotState.LOST},
@@ -37,6 +39,10 @@ class Lease:
     host: Host
     ended: InfrastructureError | None = None
     """Why nothing can be done with the slot any more."""
+    used: bool = False
+    """Whether anything was ever done in it."""
+    restoring: bool = False
+    """Whether it is on its way to its first contents, and takes no requests yet."""
     _calls: set[asyncio.Timeout] = field(default_factory=set)
     _owed_s: float = 0.0
     """Sum of the deadlines of requests under way: a slot carries them one after another."""
@@ -57,27 +63,35 @@ class Lease:
             if not call.expired():
                 call.reschedule(now)
 
-    async def carry(self, request: Request, deadline_s: float, grace_s: float) -> Result:
-        """Carry `request`. Returns or raises at the latest `grace_s` after its own deadline, and
-        those before it.
-        """
+    def check(self) -> None:
+        """Raise the error that ended this lease, if one did."""
         if self.ended is not None:
             raise _again(self.ended)
+
+    async def carry(
+        self, work: Callable[[], Awaitable[T]], what: str, deadline_s: float, grace_s: float
+    ) -> T:
+        """Await what the host does in this slot, `what` for short, which has its own deadline.
+
+        Returns or raises at the latest `grace_s` after that deadline, and those before it.
+        """
+        self.check()
+        self.used = True
         self._owed_s += deadline_s
         patience = self._owed_s + grace_s
         timeout = asyncio.timeout(patience)
         try:
             async with timeout:
                 self._calls.add(timeout)
-                return await self.host.execute(self.slot.slot_id, request)
+                return await work()
         except TimeoutError as error:
             if not timeout.expired():
                 raise
             if self.ended is not None:
                 raise _again(self.ended) from None
             raise SandboxTimeoutError(
-                f"slot {self.slot.slot_id} gave no answer to {type(request).__name__} within "
-                f"{patience:g} s, {grace_s:g} s after the deadline it was to keep itself"
+                f"slot {self.slot.slot_id} gave no answer to {what} within {patience:g} s, "
+                f"{grace_s:g} s after the deadline it was to keep itself"
             ) from error
         finally:
             self._calls.discard(timeout)

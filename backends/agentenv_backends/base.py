@@ -55,8 +55,20 @@ class Capabilities:
     process_limit: bool
     disk_limit: bool
     stateful_terminals: bool = False
+    """`ShellRequest` is served; `TmuxRequest` too where the slots have tmux (`tmux` says so)."""
+    tmux: bool = False
     snapshot: bool = False
+    """`Backend.snapshot` and `restore`."""
     network_allow_list: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The frozen contents of a workspace, to start others from. Valid until it is dropped or the backend stops."""
+
+    snapshot_id: str
+    host_id: str
+    """Where it lies; restoring on another host carries it there first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +146,26 @@ class Backend(Protocol):
 
         One failing request never fails its neighbours: its error is its own element. Returns when all are answered.
         """
+        ...
+
+    async def snapshot(self, slot: Slot) -> Snapshot:
+        """Freeze the slot's workspace as it is now. Every process in the slot is killed first.
+
+        The slot itself goes on unchanged; nothing it does later shows in the snapshot.
+        Raises `CapabilityError` where the backend declares no `snapshot`, else as `execute` does.
+        """
+        ...
+
+    async def restore(self, slot: Slot, snapshot: Snapshot) -> None:
+        """Give a slot that nothing was done in yet the contents of `snapshot`, of its own: no slot sees another's
+        writes.
+
+        Raises `SlotStateError` when the slot was used already or the snapshot was dropped, else as `execute` does.
+        """
+        ...
+
+    async def drop_snapshot(self, snapshot: Snapshot) -> None:
+        """Let go of a snapshot. Slots restored from it are not affected. Idempotent; never raises for a lost host."""
         ...
 
     def stats(self) -> PoolStats:

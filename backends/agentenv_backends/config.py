@@ -2,18 +2,28 @@
 
     parse_backend_config({"type": "local", "slots": 8}).build()
 
-A new backend is one class here, added to `_OFFERED` and to `BackendConfig`: its `build` imports
+A new backend is one class here, added to `_OFFERED` and to `BackendConfig`; its `build` imports
 what it needs, so nobody pays for a backend that is not used.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path  # noqa: TC003 - pydantic reads it
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
-from agentenv_backends.errors import BackendConfigError
+from agentenv_backends.errors import BackendConfigError, BackendUnavailableError
 
 if TYPE_CHECKING:
     from agentenv_backends.pool import SlotPool
@@ -35,7 +45,8 @@ class PoolConfig(BaseModel):
     """Hosts started at most, when trajectories wait and every slot is taken."""
 
     warm_slots: int = Field(default=1, ge=0)
-    """Slots a host opens before anybody asks. Further ones are opened on demand, and kept."""
+    """Free slots kept ready for whoever asks next, on all hosts together. As they are taken further
+    ones are opened, and hosts started ahead, as far as `slots` and `max_hosts` go. 0: none."""
 
     acquire_timeout_s: float = Field(default=30.0, gt=0)
     """How long a trajectory waits for a slot before that is an error."""
@@ -44,7 +55,7 @@ class PoolConfig(BaseModel):
     """How long a host may take to start."""
 
     idle_host_s: float = Field(default=60.0, gt=0)
-    """Hosts above `min_hosts` that were not used for so long are ended."""
+    """Hosts above `min_hosts` that nobody needed for so long are ended."""
 
     lease_s: float = Field(default=120.0, ge=30)
     """A host that has not heard from its driver for so long ends itself and all it holds."""
@@ -61,6 +72,16 @@ class PoolConfig(BaseModel):
             )
         return self
 
+    @property
+    def prepare_timeout_s(self) -> float:
+        """How long checking the machine may take, once, before the first host."""
+        return self.launch_timeout_s
+
+    @property
+    def single_use_hosts(self) -> bool:
+        """Whether a host serves one trajectory and is then ended; see `settings.Limits`."""
+        return False
+
     def pool_settings(self) -> PoolSettings:
         """The pool's part of this config."""
         from agentenv_backends.settings import Limits, PoolSettings  # noqa: PLC0415 - when built
@@ -71,10 +92,12 @@ class PoolConfig(BaseModel):
                 min_hosts=self.min_hosts,
                 max_hosts=self.max_hosts,
                 warm_slots=self.warm_slots,
+                single_use_hosts=self.single_use_hosts,
                 idle_host_s=self.idle_host_s,
             ),
             acquire_timeout_s=self.acquire_timeout_s,
             launch_timeout_s=self.launch_timeout_s,
+            prepare_timeout_s=self.prepare_timeout_s,
         )
 
 
@@ -126,7 +149,149 @@ class LocalConfig(PoolConfig):
         return SlotPool(LocalProvider(self), self.pool_settings())
 
 
-_OFFERED: dict[str, type[LocalConfig]] = {"local": LocalConfig}
+class DockerConfig(PoolConfig):
+    """Containers of a Docker engine; each holds `slots` slots."""
+
+    type: Literal["docker"] = "docker"
+    """This backend's name."""
+
+    slots: int = Field(default=10, ge=1, le=256)
+    """Slots of one container, kept apart by a Unix user and folders each. With 1, every trajectory
+    has a container to itself, its workspace at `/workspace`, and `/dev/shm`."""
+
+    max_hosts: int = Field(default=10, ge=1)
+    """Containers started at most."""
+
+    image: str = Field(default="python:3.12-slim", min_length=1)
+    """What containers are made from. It needs python3 (3.8 or newer) and sh."""
+
+    pull: Literal["missing", "always", "never"] = "missing"
+    """When to fetch the image from its registry; with `dockerfile`: `always` builds anew."""
+
+    dockerfile: Path | None = None
+    """Build the image from this file instead; not again while it and what it needs stay the same."""
+
+    build_context: Path | None = None
+    """Folder whose files the Dockerfile may copy (without those in its `.dockerignore`)."""
+
+    build_args: dict[str, str] = Field(default={})
+    """Values for the Dockerfile's `ARG`s."""
+
+    pull_timeout_s: float = Field(default=1800.0, gt=0)
+    """How long pulling or building may take."""
+
+    docker_host: str | None = None
+    """Address of the engine, such as `unix:///run/docker.sock` or `tcp://...`; None: as the `docker`
+    command finds it."""
+
+    network: str | None = None
+    """Network of the engine that containers join when `allow_network` is true; None: `bridge`."""
+
+    network_allow_list: tuple[str, ...] = ()
+    """Names that commands may reach, and no others. This backend cannot do that, and says so."""
+
+    read_only_root: bool = True
+    """Only the workspace and `/tmp` can be written. With false, every trajectory gets a fresh
+    container in which the rest can be written too, on a disk without limit; needs `slots` 1."""
+
+    run_as_root: bool = False
+    """Commands run as root of the container, with a few capabilities. Every trajectory gets a fresh
+    container; needs `slots` 1."""
+
+    memory_mb: int = Field(default=512, ge=64)
+    """Memory of the processes of a slot; files in its workspace and `/tmp` come on top."""
+
+    container_memory_mb: int | None = Field(default=None, ge=128)
+    """Memory of a container; None: as much as its slots may have together."""
+
+    disk_mb: int = Field(default=256, ge=1)
+    """Size of a slot's workspace, which is held in memory."""
+
+    tmp_mb: int = Field(default=64, ge=1)
+    """Size of a slot's `/tmp`, held in memory too."""
+
+    max_processes: int = Field(default=128, ge=8)
+    """Processes and threads of a slot."""
+
+    open_files: int = Field(default=1024, ge=64)
+    """Files a process in a slot may have open."""
+
+    cpus: float | None = Field(default=None, gt=0)
+    """Processors of a container, which its slots share; None: as many as the machine has."""
+
+    require_limits: tuple[Literal["memory", "processes", "disk", "network"], ...] = ()
+    """Limits without which no container starts, rather than running with what the engine offers."""
+
+    max_lifetime_s: float = Field(default=86_400.0, ge=60)
+    """A container ends itself after so long, whatever its driver does."""
+
+    @model_validator(mode="after")
+    def _check_what_slots_share(self) -> Self:
+        for name, price in (("read_only_root", False), ("run_as_root", True)):
+            if getattr(self, name) is price and self.slots != 1:
+                raise ValueError(
+                    f"{name} {str(price).lower()} needs slots 1, and slots is {self.slots}: slots that "
+                    "share a container must have nothing else in common that they can write"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _check_network(self) -> Self:
+        network = self.network or "bridge"
+        if network == "host" or network.startswith("container:"):
+            raise ValueError(
+                f"network {network!r} shows this machine's own services, or another container's, to "
+                "commands: use bridge, or make a network with `docker network create`"
+            )
+        if self.network not in (None, "none") and not self.allow_network:
+            raise ValueError(
+                f"network is {network!r} while allow_network is false: set it to true, or leave out "
+                "network"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_build(self) -> Self:
+        for name in ("build_context", "build_args"):
+            if getattr(self, name) and self.dockerfile is None:
+                raise ValueError(f"{name} is for building: say which dockerfile")
+        return self
+
+    @property
+    def single_use_hosts(self) -> bool:
+        """What a trajectory may write outside its folders goes with its container."""
+        return self.run_as_root or not self.read_only_root
+
+    @property
+    def prepare_timeout_s(self) -> float:
+        """How long getting ready may take, the image included."""
+        return self.pull_timeout_s + self.launch_timeout_s
+
+    @property
+    def network_mode(self) -> str:
+        """The engine's name for the network that containers are in."""
+        return (self.network or "bridge") if self.allow_network else "none"
+
+    def build(self) -> SlotPool:
+        """The backend, not started. Checks of the engine come with its `start`.
+
+        Raises `BackendUnavailableError` when the client library is not installed.
+        """
+        from agentenv_backends.pool import SlotPool  # noqa: PLC0415 - when built
+
+        try:
+            from agentenv_backends.docker.provider import DockerProvider  # noqa: PLC0415 - when built
+        except ModuleNotFoundError as error:
+            raise BackendUnavailableError(
+                f"the docker backend needs {error.name}: `pip install 'agentenv[docker]'`"
+            ) from error
+        return SlotPool(DockerProvider(self), self.pool_settings())
+
+
+_OFFERED: dict[str, type[LocalConfig | DockerConfig]] = {
+    "local": LocalConfig,
+    "docker": DockerConfig,
+}
 
 
 def _refuse_unknown_type(value: Any) -> Any:
@@ -138,12 +303,21 @@ def _refuse_unknown_type(value: Any) -> Any:
     return value
 
 
-BackendConfig = Annotated[LocalConfig, BeforeValidator(_refuse_unknown_type)]
-"""Any backend's config; a mapping without `type` is a local one. With a second class this becomes
-`Annotated[LocalConfig | Other, Field(discriminator="type"), BeforeValidator(...)]`."""
+def _type_of(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return str(value.get("type", "local"))
+    return str(getattr(value, "type", "local"))
 
 
-def parse_backend_config(values: Mapping[str, Any]) -> LocalConfig:
+BackendConfig = Annotated[
+    Annotated[LocalConfig, Tag("local")] | Annotated[DockerConfig, Tag("docker")],
+    Discriminator(_type_of),
+    BeforeValidator(_refuse_unknown_type),
+]
+"""Any backend's config; a mapping without `type` is a local one."""
+
+
+def parse_backend_config(values: Mapping[str, Any]) -> LocalConfig | DockerConfig:
     """The config that `values` describe. Raises `BackendConfigError` naming each key and value
     that is wrong.
     """

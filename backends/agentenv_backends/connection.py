@@ -9,6 +9,7 @@ import logging
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from agentenv_backends._snapshot_calls import SnapshotCalls
 from agentenv_backends.errors import (
     HostLostError,
     HostStartError,
@@ -76,7 +77,7 @@ class _Slot:
         self.busy_until = 0.0
 
 
-class HostConnection(asyncio.Protocol):
+class HostConnection(SnapshotCalls, asyncio.Protocol):
     """A live host. Implements `agentenv_backends.host.Host`.
 
     Frames written in one turn of the event loop leave together. Memory is bounded by what is under way: at most a
@@ -84,12 +85,19 @@ class HostConnection(asyncio.Protocol):
     """
 
     def __init__(
-        self, host_id: str, *, grace_s: float, on_close: Callable[[], Awaitable[None]] | None = None
+        self,
+        host_id: str,
+        *,
+        grace_s: float,
+        goodbye_s: float = CLOSE_TIMEOUT_S,
+        on_close: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self.host_id = host_id
         self.facts: HostFacts | None = None
         """What is in force in this host's slots; set once connected."""
         self._grace_s = grace_s
+        self._goodbye_s = goodbye_s
+        """How long the host may take to end itself when asked to; 0: `on_close` ends it unasked."""
         self._on_close = on_close
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
@@ -218,8 +226,8 @@ class HostConnection(asyncio.Protocol):
 
     async def _close(self) -> None:
         try:
-            if self._lost_reason is None:
-                await self._ask(frames.SHUTDOWN, None, timeout_s=CLOSE_TIMEOUT_S)
+            if self._lost_reason is None and self._goodbye_s:
+                await self._ask(frames.SHUTDOWN, None, timeout_s=self._goodbye_s)
         except (HostLostError, SandboxTimeoutError) as error:
             _log.debug("host %s did not say goodbye: %s", self.host_id, error)
         finally:
@@ -372,7 +380,9 @@ class HostConnection(asyncio.Protocol):
         elif frame.kind == frames.SLOT_LOST:
             self._take_slot_lost(frame)
         elif frame.kind == frames.CLOSING:
-            self._lose(json.loads(frame.header)["reason"])
+            # A server that crashes knows no reason; the end of its stream, which follows, tells more.
+            if reason := json.loads(frame.header)["reason"]:
+                self._lose(reason)
         else:
             raise ValueError(f"kind {frame.kind}")
 

@@ -10,16 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import json
-import os
-import secrets
-import socket
-import tempfile
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from agentenv_backends._bait import OF_THIS_MACHINE, bait
 from agentenv_backends._findings import Findings, InForce, Protection, assess
 from agentenv_backends.config import LocalConfig
 from agentenv_backends.errors import BackendError, InfrastructureError
@@ -29,15 +25,13 @@ from agentenv_backends.requests import ExecRequest, WriteRequest
 from agentenv_backends.results import ExecResult
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from agentenv_backends.base import Slot
 
-__all__ = ["InForce", "Protection", "examine"]
+__all__ = ["InForce", "Protection", "examine", "examine_engine"]
 
 _SMALL = {"slots": 2, "max_hosts": 1, "min_hosts": 1, "memory_mb": 64, "max_processes": 40}
 _SMALL_DISKS = {"disk_mb": 12, "tmp_mb": 6}
-_SENSITIVE = ("/root", "/home", "/var/run/docker.sock", "/run/docker.sock", "/etc/shadow")
+_ENGINE_S = 15.0
 
 
 async def examine(config: LocalConfig | None = None) -> list[Protection]:
@@ -49,47 +43,30 @@ async def examine(config: LocalConfig | None = None) -> list[Protection]:
     """
     small = (config or LocalConfig()).model_copy(update=_SMALL | _SMALL_DISKS)
     try:
-        with _bait() as bait:
-            return assess(await _probe(small, bait))
+        with bait(*OF_THIS_MACHINE) as asked:
+            return assess(await _probe(small, asked))
     except BackendError as error:
         return [Protection("slots can be opened", InForce.NO, type(error).__name__, str(error))]
 
 
-@contextlib.contextmanager
-def _bait() -> Iterator[dict[str, Any]]:
-    """Things of the driver's that a slot must not reach, and how the probe would know them."""
-    secret, name = secrets.token_hex(16), f"agentenv-doctor-{secrets.token_hex(8)}"
-    with contextlib.ExitStack() as stack:
-        port = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
-        abstract = stack.enter_context(socket.socket(socket.AF_UNIX))
-        abstract.bind(f"\0{name}")
-        abstract.listen()
-        file = stack.enter_context(tempfile.NamedTemporaryFile(prefix=f"{name}-"))
-        os.environ["AGENTENV_DOCTOR_SECRET"] = secret
-        stack.callback(os.environ.pop, "AGENTENV_DOCTOR_SECRET")
-        yield {
-            "secret": secret,
-            "neighbour": f"{name}-neighbour",
-            "abstract": name,
-            "port": port.getsockname()[1],
-            "paths": [file.name, _ssh_folder(), *_SENSITIVE],
-            "driver": _of_this_process("cmdline"),
-            "driver_pid": os.getpid(),
-            "driver_environment": hashlib.sha256(_of_this_process("environ").encode()).hexdigest(),
-        }
+async def examine_engine(url: str | None = None) -> list[Protection]:
+    """Ask the container engine (None: the one that the `docker` command finds) what it can enforce. Starts nothing.
 
+    Where there is none to ask there is one entry, which says why and what to do; nothing is raised for that.
+    """
+    from agentenv_backends._engine_findings import assess_engine, no_engine  # noqa: PLC0415
 
-def _ssh_folder() -> str:
-    """Also for a user that this machine knows no home of, as in some containers."""
     try:
-        return str(Path.home() / ".ssh")
-    except RuntimeError:
-        return "/root/.ssh"
-
-
-def _of_this_process(name: str) -> str:
-    text = Path(f"/proc/self/{name}").read_bytes()[:65536].replace(b"\0", b" ")
-    return text.decode("utf-8", "replace")
+        from agentenv_backends.docker.engine import Engine  # noqa: PLC0415 - an extra
+    except ModuleNotFoundError as error:
+        return no_engine(f"{error.name} is not installed: `pip install 'agentenv[docker]'`")
+    try:
+        async with asyncio.timeout(_ENGINE_S), Engine(url) as engine:
+            return assess_engine(engine.name, await engine.version(), await engine.info())
+    except TimeoutError:
+        return no_engine(f"it gave no answer within {_ENGINE_S:g} s")
+    except BackendError as error:
+        return no_engine(str(error))
 
 
 def _uids_below(pid: int) -> frozenset[int]:
@@ -109,11 +86,11 @@ def _uids_below(pid: int) -> frozenset[int]:
     return frozenset(uids)
 
 
-async def _probe(config: LocalConfig, bait: dict[str, Any]) -> Findings:
+async def _probe(config: LocalConfig, baited: dict[str, Any]) -> Findings:
     provider = LocalProvider(config)
     async with SlotPool(provider, config.pool_settings()) as pool:
         slot, neighbour = await asyncio.gather(pool.acquire("doctor"), pool.acquire("neighbour"))
-        await pool.execute(neighbour, WriteRequest(bait["neighbour"], b"mine"))
+        await pool.execute(neighbour, WriteRequest(baited["neighbour"], b"mine"))
 
         async def run(part: str, asked: dict[str, Any]) -> dict[str, Any]:
             return await _run_part(pool, slot, part, asked)
@@ -123,7 +100,7 @@ async def _probe(config: LocalConfig, bait: dict[str, Any]) -> Findings:
             config=config,
             host=provider.facts,
             uids=_uids_below(provider.hosts[slot.host_id].pid),
-            facts=await run("facts", bait),
+            facts=await run("facts", baited),
             memory=await run(
                 "memory",
                 {"megabytes": _memory_in_all(config), "process_megabytes": config.memory_mb},

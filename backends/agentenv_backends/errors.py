@@ -13,6 +13,7 @@
         │   └── SlotExhaustedError  ... because what ran in it used up the slot's own memory limit: that is the
         │                           doing of whoever ran it, which is not always the infrastructure
         ├── AcquireTimeoutError     no slot came free before the deadline                (TimeoutError)
+        ├── EngineError             a container engine did not do what it was asked to
         └── SandboxTimeoutError     the sandbox did not answer, though the command's own deadline had
                                     passed                                               (TimeoutError)
 
@@ -70,6 +71,17 @@ class SlotExhaustedError(SlotLostError):
 
 class AcquireTimeoutError(InfrastructureError, TimeoutError):
     """No slot came free before the deadline."""
+
+
+class EngineError(InfrastructureError):
+    """A container engine did not do what it was asked to. The message names the engine, the call and the reason."""
+
+    def __init__(self, message: str, *, status: int = 0, transient: bool = False) -> None:
+        super().__init__(message)
+        self.status = status
+        """The HTTP status it answered with; 0: there was no answer."""
+        self.transient = transient
+        """Whether the same call may do better in a moment."""
 
 
 class SandboxTimeoutError(InfrastructureError, TimeoutError):

@@ -6,6 +6,7 @@ slot is closing it and opening a new one, so that nothing of the old can remain.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -15,6 +16,19 @@ if TYPE_CHECKING:
     from agentenv_backends.errors import SlotLostError
     from agentenv_backends.requests import Request
     from agentenv_backends.results import Result
+
+
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    """Something that a run which is no more left behind."""
+
+    kind: str
+    """`container`, `image`, `folder`, `cgroup`, ..."""
+    name: str
+    owner: str
+    """Who made it, as far as its name or label tells."""
+    removed: bool
+    """False when it was only looked for, or could not be removed."""
 
 
 class Host(Protocol):
@@ -50,6 +64,29 @@ class Host(Protocol):
         """
         ...
 
+    async def take_snapshot(self, slot_id: str, snapshot_id: str) -> None:
+        """Freeze the workspace of an open slot under a name of its own. Raises as `execute` does."""
+        ...
+
+    async def restore_snapshot(self, slot_id: str, snapshot_id: str) -> None:
+        """Give a slot that nothing was done in yet those contents, copy-on-write where the host can.
+
+        Raises as `execute` does, and `SlotLostError` when there is no such snapshot.
+        """
+        ...
+
+    async def fetch_snapshot(self, snapshot_id: str) -> bytes:
+        """The snapshot as an archive, to be put on another host."""
+        ...
+
+    async def put_snapshot(self, snapshot_id: str, archive: bytes) -> None:
+        """Make a snapshot of what `fetch_snapshot` gave."""
+        ...
+
+    async def drop_snapshot(self, snapshot_id: str) -> None:
+        """Let go of a snapshot; slots restored from it keep what they have. Unknown names are no error."""
+        ...
+
     async def ping(self) -> None:
         """Return when the host has answered, which also renews its lease. Raises `HostLostError`."""
         ...
@@ -73,6 +110,6 @@ class HostProvider(Protocol):
         """Start one host and connect to it. Raises `HostStartError`; leaves nothing behind then, or when cancelled."""
         ...
 
-    async def sweep(self) -> int:
-        """Remove what dead runs on this machine left behind, and nothing of live ones. Returns how many things."""
+    async def sweep(self, *, remove: bool = True) -> tuple[Leftover, ...]:
+        """Find what dead runs left behind, and nothing of live ones; remove it, unless `remove` is False."""
         ...

@@ -12,9 +12,9 @@ import os
 import secrets
 import shutil
 import sys
-import tempfile
 from typing import TYPE_CHECKING
 
+from agentenv_backends._local_sweep import sweep
 from agentenv_backends._process import ServerProcess
 from agentenv_backends._uids import RANGE_SIZE, UidRange, claim_uid_range
 from agentenv_backends.base import Capabilities
@@ -24,15 +24,14 @@ from agentenv_backends.errors import (
     BackendUnavailableError,
     HostStartError,
 )
-from agentenv_backends.sandboxd import cgroups, leftovers
 from agentenv_backends.sandboxd.settings import HostFacts, HostSettings
-from agentenv_backends.sandboxd.trees import remove_tree
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from agentenv_backends.config import LocalConfig
     from agentenv_backends.errors import SlotLostError
+    from agentenv_backends.host import Leftover
     from agentenv_backends.requests import Request
     from agentenv_backends.results import Result
 
@@ -91,6 +90,26 @@ class LocalHost:
         """See `Host.execute`."""
         return await self._connection.execute(slot_id, request)
 
+    async def take_snapshot(self, slot_id: str, snapshot_id: str) -> None:
+        """See `Host.take_snapshot`."""
+        await self._connection.take_snapshot(slot_id, snapshot_id)
+
+    async def restore_snapshot(self, slot_id: str, snapshot_id: str) -> None:
+        """See `Host.restore_snapshot`."""
+        await self._connection.restore_snapshot(slot_id, snapshot_id)
+
+    async def fetch_snapshot(self, snapshot_id: str) -> bytes:
+        """See `Host.fetch_snapshot`."""
+        return await self._connection.fetch_snapshot(snapshot_id)
+
+    async def put_snapshot(self, snapshot_id: str, archive: bytes) -> None:
+        """See `Host.put_snapshot`."""
+        await self._connection.put_snapshot(snapshot_id, archive)
+
+    async def drop_snapshot(self, snapshot_id: str) -> None:
+        """See `Host.drop_snapshot`."""
+        await self._connection.drop_snapshot(snapshot_id)
+
     async def ping(self) -> None:
         """See `Host.ping`."""
         await self._connection.ping()
@@ -116,7 +135,7 @@ class LocalHost:
             if self._uids is not None:
                 self._uids.release()
         if not ended_well:  # what it would have removed itself
-            await asyncio.to_thread(_sweep)
+            await asyncio.to_thread(sweep, remove=True)
 
 
 class LocalProvider:
@@ -174,9 +193,9 @@ class LocalProvider:
         host = self.hosts[host_id] = LocalHost(connection, process, uids)
         return host
 
-    async def sweep(self) -> int:
+    async def sweep(self, *, remove: bool = True) -> tuple[Leftover, ...]:
         """See `HostProvider.sweep`. Whatever a host makes has its pid and start time in its name."""
-        return await asyncio.to_thread(_sweep)
+        return await asyncio.to_thread(sweep, remove=remove)
 
     def _claim_uids(self, host_id: str) -> UidRange | None:
         if os.geteuid() != 0 or self._config.isolation == "none":
@@ -231,9 +250,7 @@ def _capabilities(facts: HostFacts) -> Capabilities:
         memory_limit=bool(facts.memory_limit),
         process_limit=bool(facts.process_limit),
         disk_limit=bool(facts.disk_limit),
+        stateful_terminals=bool(facts.bash),
+        tmux=bool(facts.tmux),
+        snapshot=True,
     )
-
-
-def _sweep() -> int:
-    folders = leftovers.abandoned(tempfile.gettempdir())
-    return cgroups.sweep() + sum(remove_tree(path) for path in folders)

@@ -15,46 +15,40 @@ holder.
 from __future__ import annotations
 
 import asyncio
-import itertools
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from math import inf
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from agentenv_backends._actions import CloseHost, CloseSlot, Grant, LaunchHost, OpenSlot, Refuse
 from agentenv_backends._aio import finish
+from agentenv_backends._fleet import HostPhase, SlotPhase
 from agentenv_backends._keeper import HostKeeper
 from agentenv_backends._leases import Lease, advance
-from agentenv_backends._scheduling import Counters, HostPhase, Scheduler, SlotPhase
+from agentenv_backends._scheduling import Counters, Scheduler
+from agentenv_backends._shelf import Hosts, SnapshotShelf
+from agentenv_backends._waiting import WaitingRoom, no_host, some
 from agentenv_backends.base import PoolStats, Slot, SlotState
 from agentenv_backends.errors import (
-    AcquireTimeoutError,
-    BackendError,
     BackendStoppedError,
+    CapabilityError,
     HostLostError,
-    HostStartError,
     InfrastructureError,
     SlotLostError,
     SlotStateError,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from agentenv_backends._actions import Action
-    from agentenv_backends.base import Capabilities
+    from agentenv_backends.base import Capabilities, Snapshot
     from agentenv_backends.host import HostProvider
     from agentenv_backends.requests import Request
     from agentenv_backends.results import Result
     from agentenv_backends.settings import PoolSettings
 
-
-@dataclass(slots=True)
-class _Waiter:
-    trajectory_id: str
-    granted: asyncio.Future[Lease] = field(
-        default_factory=lambda: asyncio.get_running_loop().create_future()
-    )
+T = TypeVar("T")
 
 
 class SlotPool:
@@ -72,12 +66,18 @@ class SlotPool:
         self._keeper = HostKeeper(
             provider, settings, self._scheduler, self._apply, self._on_slot_lost
         )
+        self._shelf = SnapshotShelf(
+            Hosts(self._keeper.find, self._keeper.lost, self._pin, self._unpin, self._carry),
+            settings,
+        )
         self._capabilities: Capabilities | None = None
         self._leases: dict[str, Lease] = {}
-        self._waiters: dict[int, _Waiter] = {}
-        self._tickets = itertools.count(1)
+        self._waiting = WaitingRoom(
+            self._scheduler, self._apply, self._put_back, self._who_holds_them
+        )
         self._starting: asyncio.Task[None] | None = None
         self._stopping: asyncio.Task[None] | None = None
+        self._first_slot: asyncio.Future[None] | None = None
         self._alarm: asyncio.TimerHandle | None = None
 
     async def __aenter__(self) -> Self:
@@ -116,8 +116,9 @@ class SlotPool:
 
     async def _start(self) -> None:
         self._capabilities = await self._keeper.prepare()
+        self._first_slot = asyncio.get_running_loop().create_future()
         self._apply(self._scheduler.start)
-        self._put_back(await self._wait_for_slot("the start", inf))
+        await self._first_slot
 
     async def stop(self, *, purge: bool = False) -> None:
         """End every host. Idempotent, bounded; when cancelled it finishes all the same, then
@@ -134,6 +135,7 @@ class SlotPool:
             self._starting.cancel()
             await asyncio.wait({self._starting}, timeout=self._settings.close_timeout_s)
         await self._keeper.finish(stop=partial(self._apply, self._scheduler.stop))
+        await self._shelf.close()
         if self._alarm is not None:
             self._alarm.cancel()
 
@@ -150,38 +152,7 @@ class SlotPool:
                 "no slot can be had: the backend was not started, or was stopped"
             )
         limit = self._settings.acquire_timeout_s if timeout_s is None else timeout_s
-        return (await self._wait_for_slot(trajectory_id, limit)).slot
-
-    async def _wait_for_slot(self, trajectory_id: str, timeout_s: float) -> Lease:
-        ticket = next(self._tickets)
-        waiter = self._waiters[ticket] = _Waiter(trajectory_id)
-        self._apply(partial(self._scheduler.enqueue, ticket))
-        expiry = None
-        if timeout_s < inf and not waiter.granted.done():
-            expire = partial(self._expire, ticket, timeout_s)
-            expiry = asyncio.get_running_loop().call_later(timeout_s, expire)
-        try:
-            return await waiter.granted
-        except asyncio.CancelledError:
-            self._abandon(ticket, waiter)
-            raise
-        finally:
-            if expiry is not None:
-                expiry.cancel()
-            self._waiters.pop(ticket, None)
-
-    def _expire(self, ticket: int, timeout_s: float) -> None:
-        waiter = self._waiters[ticket]
-        if not waiter.granted.done():
-            waiter.granted.set_exception(AcquireTimeoutError(self._why_none(waiter, timeout_s)))
-            self._scheduler.withdraw(ticket)
-
-    def _abandon(self, ticket: int, waiter: _Waiter) -> None:
-        """The waiter was cancelled, perhaps in the very moment it was answered."""
-        self._scheduler.withdraw(ticket)
-        if waiter.granted.cancelled() or waiter.granted.exception() is not None:
-            return
-        self._put_back(waiter.granted.result())
+        return (await self._waiting.wait(trajectory_id, limit)).slot
 
     def _put_back(self, lease: Lease) -> None:
         self._leases.pop(lease.slot.slot_id, None)
@@ -191,7 +162,8 @@ class SlotPool:
         """Give a slot back; return when no process of it is left, or at once with
         `reset_workspace=False`.
 
-        Either way the slot is closed and a new one opened in its place, which nobody waits for.
+        Either way the slot is closed (or its host ended, if hosts are for a single use) and a new
+        one opened in its place, which nobody waits for.
         Requests still under way in it end in `SlotLostError`. Cancelling `release` only ends the
         wait.
         """
@@ -205,11 +177,11 @@ class SlotPool:
         )
         self._apply(partial(self._scheduler.release, slot.slot_id))
         if reset_workspace:
-            await self._keeper.closed(slot.slot_id)
+            await self._keeper.gone(slot.host_id, slot.slot_id)
 
     async def execute(self, slot: Slot, request: Request) -> Result:
         """Carry one request. See `Backend.execute`."""
-        return await self._carry(self._lease(slot), request)
+        return await self._request(self._lease_in_use(slot), request)
 
     async def execute_batch(
         self, calls: Sequence[tuple[Slot, Request]]
@@ -219,22 +191,63 @@ class SlotPool:
         Raises `SlotStateError` before anything is sent when one of the slots is not held by the
         caller.
         """
-        leases = [(self._lease(slot), request) for slot, request in calls]
+        leases = [(self._lease_in_use(slot), request) for slot, request in calls]
         answers = await asyncio.gather(
-            *(self._carry(lease, request) for lease, request in leases), return_exceptions=True
+            *(self._request(lease, request) for lease, request in leases), return_exceptions=True
         )
         return [_answer(answer) for answer in answers]
 
-    async def _carry(self, lease: Lease, request: Request) -> Result:
+    async def snapshot(self, slot: Slot) -> Snapshot:
+        """Freeze the slot's workspace. See `Backend.snapshot`.
+
+        A host that holds a snapshot is not ended for being idle. Where hosts are for a single use,
+        the snapshot is fetched at once and outlives its host.
+        """
+        self._require_snapshots()
+        return await self._shelf.take(self._lease_in_use(slot))
+
+    async def restore(self, slot: Slot, snapshot: Snapshot) -> None:
+        """Give an unused slot the contents of `snapshot`. See `Backend.restore`.
+
+        Raises `HostLostError` when every host that held the snapshot is gone: it has to be made
+        anew. When a restore fails or is cancelled after it has begun, the slot takes no requests.
+        """
+        self._require_snapshots()
+        await self._shelf.restore(self._lease(slot), snapshot)
+
+    async def drop_snapshot(self, snapshot: Snapshot) -> None:
+        """Let go of a snapshot, after the restores of it under way. See `Backend.drop_snapshot`.
+
+        Cancelling it only ends the wait.
+        """
+        await self._shelf.drop(snapshot)
+
+    def _require_snapshots(self) -> None:
+        if not self.capabilities.snapshot:
+            raise CapabilityError("this backend takes no snapshots of workspaces")
+
+    async def _request(self, lease: Lease, request: Request) -> Result:
+        work = partial(lease.host.execute, lease.slot.slot_id, request)
         deadline_s = getattr(request, "timeout_s", self.default_timeout_s)
+        return await self._carry(lease, work, type(request).__name__, deadline_s)
+
+    async def _carry(
+        self, lease: Lease, work: Callable[[], Awaitable[T]], what: str, deadline_s: float
+    ) -> T:
         try:
-            return await lease.carry(request, deadline_s, self.grace_s)
+            return await lease.carry(work, what, deadline_s, self.grace_s)
         except HostLostError as error:
             self._keeper.lost(lease.slot.host_id, str(error))
             raise
         except SlotLostError as error:
             self._on_slot_lost(lease.slot.slot_id, error)
             raise
+
+    def _lease_in_use(self, slot: Slot) -> Lease:
+        lease = self._lease(slot)
+        if lease.restoring:
+            raise SlotStateError(f"slot {slot.slot_id} is still being restored from a snapshot")
+        return lease
 
     def _lease(self, slot: Slot) -> Lease:
         lease = self._leases.get(slot.slot_id)
@@ -269,16 +282,12 @@ class SlotPool:
         """What happened since the pool was made, as a copy."""
         return replace(self._scheduler.counters)
 
-    def _why_none(self, waiter: _Waiter, timeout_s: float) -> str:
-        limits, stats = self._settings.limits, self.stats()
-        others = [other.trajectory_id for other in self._waiters.values() if other is not waiter]
+    def _who_holds_them(self) -> str:
+        stats = self.stats()
         holders = [lease.slot.trajectory_id or "?" for lease in self._leases.values()]
         return (
-            f"no slot came free for {waiter.trajectory_id} within {timeout_s:g} s: "
             f"{stats.acquired_slots} of {stats.total_slots} slots on {stats.hosts} of at most "
-            f"{limits.max_hosts} hosts are held (by {_some(holders)}); also waiting: "
-            f"{_some(others)}. Raise `slots`, `max_hosts` or `acquire_timeout_s`, or run fewer "
-            "trajectories at a time"
+            f"{self._settings.limits.max_hosts} hosts are held (by {some(holders)})"
         )
 
     # --- Carrying out the scheduler's actions ----------------------------------------------------
@@ -289,6 +298,16 @@ class SlotPool:
             for action in actions:
                 self._do(action)
         self._set_alarm()
+        if self._first_slot is not None:
+            self._notice_first_slot(self._first_slot)
+
+    def _notice_first_slot(self, noticed: asyncio.Future[None]) -> None:
+        if noticed.done():
+            self._first_slot = None
+        elif self._scheduler.proved:
+            noticed.set_result(None)
+        elif (cause := self._scheduler.broken) is not None:
+            noticed.set_exception(no_host("the start", cause))
 
     def _do(self, action: Action) -> None:
         match action:
@@ -301,39 +320,34 @@ class SlotPool:
             case CloseHost(host_id, reason):
                 self._keeper.end(host_id, reason)
                 self._revoke(host_id, reason)
+                self._shelf.forget(host_id)
             case Grant(ticket, host_id, slot_id):
                 self._grant(ticket, host_id, slot_id)
             case Refuse(ticket, error):
-                self._refuse(ticket, error)
+                self._waiting.refuse(ticket, error)
 
     def _grant(self, ticket: int, host_id: str, slot_id: str) -> None:
-        waiter = self._waiters.get(ticket)
-        if waiter is None or waiter.granted.done():  # cancelled; its task has not run since
+        trajectory_id = self._waiting.name(ticket)
+        if trajectory_id is None:  # cancelled; its task has not run since
             self._scheduler.put_back(slot_id)
             return
         host = self._keeper.host(host_id)
         slot = Slot(slot_id, host_id, host.workspace_dir(slot_id))
-        slot.trajectory_id = waiter.trajectory_id
+        slot.trajectory_id = trajectory_id
         advance(slot, SlotState.ACQUIRED)
         lease = self._leases[slot_id] = Lease(slot, host)
-        waiter.granted.set_result(lease)
-
-    def _refuse(self, ticket: int, cause: BackendError) -> None:
-        waiter = self._waiters.get(ticket)
-        if waiter is None or waiter.granted.done():
-            return
-        error: BackendError
-        if isinstance(cause, BackendStoppedError):
-            error = BackendStoppedError(*cause.args)
-        else:
-            error = HostStartError(f"no host can be had for {waiter.trajectory_id}: {cause}")
-            error.__cause__ = cause
-        waiter.granted.set_exception(error)
+        self._waiting.grant(ticket, lease)
 
     def _revoke(self, host_id: str, reason: str) -> None:
         for lease in self._leases.values():
             if lease.slot.host_id == host_id:
                 lease.revoke(HostLostError(f"host {host_id} is gone: {reason}"))
+
+    def _pin(self, host_id: str) -> None:
+        self._apply(partial(self._scheduler.pin, host_id))
+
+    def _unpin(self, host_id: str) -> None:
+        self._apply(partial(self._scheduler.unpin, host_id))
 
     def _set_alarm(self) -> None:
         due = self._scheduler.wake_at
@@ -365,10 +379,3 @@ def _answer(answer: Result | BaseException) -> Result | InfrastructureError:
     if isinstance(answer, BaseException) and not isinstance(answer, InfrastructureError):
         raise answer
     return answer
-
-
-def _some(names: Sequence[str], shown: int = 5) -> str:
-    if not names:
-        return "nobody"
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + more

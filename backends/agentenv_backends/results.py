@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Literal
 
 
 class ExecStatus(StrEnum):
@@ -35,6 +36,18 @@ class FailureKind(StrEnum):
     NO_SPACE = "no_space"
     CANNOT_START = "cannot_start"
     """The slot's own limits (processes, memory) kept the command from starting."""
+    NO_MATCH = "no_match"
+    """`EditRequest`: the file does not hold the old text."""
+    SEVERAL_MATCHES = "several_matches"
+    """`EditRequest`: the file holds the old text more than once."""
+    NOT_TEXT = "not_text"
+    """The file is no text (it holds a NUL byte, or bytes that are not UTF-8)."""
+    TIMED_OUT = "timed_out"
+    """A search did not end before its deadline."""
+    NO_SESSION = "no_session"
+    """`TmuxRequest`: there is no terminal; `start` one."""
+    NOT_INSTALLED = "not_installed"
+    """A program that the request needs (`tmux`, `bash`) is missing in the slot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +153,124 @@ class KillResult:
 
 
 @dataclass(frozen=True, slots=True)
+class ViewResult:
+    """What is to be seen of a file."""
+
+    content: bytes
+    """UTF-8 text, or the image's bytes."""
+    media_type: str
+    """`text/plain`, or `image/png` and the like: told by the first bytes alone."""
+    file_size: int
+    first_line: int = 0
+    lines: int = 0
+    """Lines of text in `content`."""
+    more: bool = False
+    """The file goes on after `content`."""
+    line_cut: bool = False
+    """The one line in `content` is not whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class EditResult:
+    """A file was edited."""
+
+    replacements: int
+    bytes_written: int
+
+
+@dataclass(frozen=True, slots=True)
+class GlobResult:
+    """Paths relative to the workspace, sorted. A name that is not UTF-8 has its odd bytes as lone surrogates."""
+
+    paths: tuple[str, ...]
+    truncated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class GrepMatch:
+    """A line that matches; `line` counts from 1. Long lines are cut."""
+
+    path: str
+    line: int
+    text: str
+    before: tuple[str, ...] = ()
+    """Lines just above, as many as were asked for and exist."""
+    after: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class GrepResult:
+    """Matches in the order of paths and lines."""
+
+    matches: tuple[GrepMatch, ...]
+    truncated: bool
+    skipped_files: int = 0
+    """Files that were no text, too large, or could not be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class TerminalEvent:
+    """A moment of a recording, as asciinema's v2 format has it."""
+
+    at_s: float
+    """Seconds since the shell or terminal was started."""
+    kind: Literal["o", "i", "r"]
+    """Output, input, or a new size (`COLUMNSxROWS`)."""
+    data: str
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """Events of one shell or terminal since they were last handed out."""
+
+    session: str
+    """`shell-1`, `tmux-2`: the kind, and which of the slot's sessions it is."""
+    width: int
+    height: int
+    events: tuple[TerminalEvent, ...]
+    dropped_bytes: int = 0
+    """Output beyond what a slot keeps of a recording."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShellResult:
+    """What a command in the persistent shell did."""
+
+    status: ExecStatus
+    exit_code: int
+    stdout: Capture
+    """Also what background jobs of the shell wrote since the last request."""
+    stderr: Capture
+    duration_s: float
+    shell_ended: bool = False
+    """The shell is gone (it left by itself, was killed, or did not come back at the deadline): the next request
+    starts a new one, with nothing of the old."""
+    recordings: tuple[Recording, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TmuxResult:
+    """The terminal after an action."""
+
+    running: bool
+    screen: str = ""
+    """What is to be seen, without trailing blank lines; for `capture` and a `send_keys` that waited."""
+    output: bytes = b""
+    """`stream`: what was written to the terminal from `offset` on, raw."""
+    next_offset: int = 0
+    timed_out: bool = False
+    """`block` did not see the end."""
+    recordings: tuple[Recording, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RecordingResult:
+    """Recordings that no other result has carried."""
+
+    recordings: tuple[Recording, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class OpFailure:
     """The request could not be done, through no fault of the sandbox. `message` is fit for the model to read."""
 
@@ -147,4 +278,19 @@ class OpFailure:
     message: str
 
 
-Result = ExecResult | ReadResult | WriteResult | ListResult | ArchiveResult | KillResult | OpFailure
+Result = (
+    ExecResult
+    | ReadResult
+    | WriteResult
+    | ListResult
+    | ArchiveResult
+    | KillResult
+    | ViewResult
+    | EditResult
+    | GlobResult
+    | GrepResult
+    | ShellResult
+    | TmuxResult
+    | RecordingResult
+    | OpFailure
+)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from agentenv_backends.errors import BackendConfigError
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -13,9 +15,14 @@ class Limits:
     min_hosts: int = 1
     max_hosts: int = 1
     warm_slots: int = 1
-    """Slots opened on a host as soon as it is up, before anybody asks."""
+    """Slots kept open and free, in all, for whoever asks next. As they are taken further ones are
+    opened, on hosts started ahead where that needs one, as far as `max_hosts` goes."""
+    single_use_hosts: bool = False
+    """A host whose slot was released or lost is ended and never used again; what is still wanted
+    then is opened on new hosts. Needs `slots_per_host` 1."""
     idle_host_s: float = 60.0
-    """A host above `min_hosts` of which no slot was in use for this long is ended."""
+    """A host above `min_hosts` is ended when neither trajectories nor `warm_slots` needed it for
+    this long."""
     launch_attempts: int = 3
     """Launches that may fail one after another before the pool gives up on behalf of everyone who
     waits."""
@@ -25,6 +32,13 @@ class Limits:
     backoff_s: float = 0.2
     """Pause after a first failure; it doubles with each further one, up to `max_backoff_s`."""
     max_backoff_s: float = 10.0
+
+    def __post_init__(self) -> None:
+        if self.single_use_hosts and self.slots_per_host != 1:
+            raise BackendConfigError(
+                f"single_use_hosts with slots_per_host={self.slots_per_host}: a host that serves "
+                "one trajectory has one slot; set slots_per_host to 1"
+            )
 
     def backoff(self, failures: int) -> float:
         """Seconds to wait after `failures` failures in a row."""
@@ -42,6 +56,8 @@ class PoolSettings:
     """How long `acquire` waits for a slot when the caller does not say."""
     launch_timeout_s: float = 60.0
     """A host that is not up by then has failed to start."""
+    prepare_timeout_s: float = 60.0
+    """How long checking the machine may take, and getting there what hosts are made from."""
     open_timeout_s: float = 15.0
     """A slot that is not open by then has failed; counted from its turn on."""
     close_timeout_s: float = 10.0
@@ -52,6 +68,10 @@ class PoolSettings:
     """Pause between two health checks of a host, which also renew its lease."""
     ping_timeout_s: float = 10.0
     """A host that leaves two health checks in a row unanswered for so long is lost."""
+    snapshot_timeout_s: float = 60.0
+    """Deadline of each step with a snapshot: taking it, restoring it, fetching it, putting it elsewhere."""
+    archive_memory_bytes: int = 64 << 20
+    """Archives of snapshots that the driver keeps in memory; further ones lie in nameless files."""
     default_timeout_s: float = 30.0
     """Deadline of requests that carry none (files)."""
     grace_s: float = 5.0

@@ -13,10 +13,12 @@ from __future__ import annotations
 import asyncio
 import inspect
 import random
-import shlex
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from agentenv_backends._fake_files import file_tool
+from agentenv_backends._fake_slot import FakeSlot, exec_result, file_operation, toy_shell
+from agentenv_backends._fake_snapshots import FakeSnapshots
 from agentenv_backends._virtual_time import DeadlockError, run_in_virtual_time
 from agentenv_backends.base import Capabilities
 from agentenv_backends.errors import (
@@ -27,33 +29,26 @@ from agentenv_backends.errors import (
 )
 from agentenv_backends.pool import SlotPool
 from agentenv_backends.requests import (
-    ArchiveRequest,
     ExecRequest,
     KillRequest,
-    ListRequest,
-    ReadRequest,
-    WriteRequest,
+    RecordingRequest,
+    ShellRequest,
+    TmuxRequest,
 )
 from agentenv_backends.results import (
-    ArchiveResult,
-    Capture,
-    Entry,
     ExecResult,
     ExecStatus,
-    FailureKind,
-    KillResult,
-    ListResult,
-    OpFailure,
-    ReadResult,
-    WriteResult,
 )
 from agentenv_backends.settings import Limits, PoolSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Coroutine
 
+    from agentenv_backends.host import Leftover
     from agentenv_backends.requests import Request
     from agentenv_backends.results import Result
+
+T = TypeVar("T")
 
 __all__ = [
     "DeadlockError",
@@ -78,6 +73,9 @@ class Faults:
     open_hangs: float = 0.0
     close_fails: float = 0.0
     close_hangs: float = 0.0
+    snapshot_fails: float = 0.0
+    """Any step with a snapshot; so do hangs."""
+    snapshot_hangs: float = 0.0
     exec_hangs: float = 0.0
     """The sandbox never answers, though the command's deadline passes."""
     slot_lost: float = 0.0
@@ -90,34 +88,8 @@ class Faults:
     """Every call on a host takes a time between these, in seconds."""
 
 
-@dataclass(slots=True)
-class FakeSlot:
-    """A workspace in memory."""
-
-    slot_id: str
-    files: dict[str, bytes] = field(default_factory=dict)
-    requests: list[Request] = field(default_factory=list)
-    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
-
-
 if TYPE_CHECKING:
     ExecScript = Callable[[FakeSlot, ExecRequest], ExecResult | Awaitable[ExecResult]]
-
-
-def exec_result(
-    stdout: str | bytes = b"",
-    *,
-    stderr: str | bytes = b"",
-    exit_code: int = 0,
-    status: ExecStatus = ExecStatus.EXITED,
-) -> ExecResult:
-    """What a command did, in short."""
-
-    def capture(stream: str | bytes) -> Capture:
-        data = stream.encode() if isinstance(stream, str) else stream
-        return Capture(head=data, total_bytes=len(data))
-
-    return ExecResult(status, exit_code, capture(stdout), capture(stderr), duration_s=0.0)
 
 
 class FakeHost:
@@ -128,6 +100,9 @@ class FakeHost:
     def __init__(self, host_id: str, provider: FakeProvider) -> None:
         self.host_id = host_id
         self.slots: dict[str, FakeSlot] = {}
+        self.snapshots = FakeSnapshots()
+        self.transfers: list[str] = []
+        """Snapshots that were fetched from here or put here, in order: `fetch ID`, `put ID`."""
         self.gone: str | None = None
         """Why the host is no more."""
         self.frozen = False
@@ -166,6 +141,7 @@ class FakeHost:
     def _die(self, reason: str) -> None:
         self.gone = reason
         self.slots.clear()
+        self.snapshots.kept.clear()
         if not self._lost.done():
             self._lost.set_result(reason)
 
@@ -213,24 +189,76 @@ class FakeHost:
 
     async def execute(self, slot_id: str, request: Request) -> Result:
         """See `Host.execute`."""
+        slot = await self._slot(slot_id)
+        slot.requests.append(request)
+        return await self._while_it_lives(self._work(slot, request), self._slot_lost[slot_id])
+
+    async def take_snapshot(self, slot_id: str, snapshot_id: str) -> None:
+        """See `Host.take_snapshot`."""
+        slot = await self._slot(slot_id)
+
+        async def take() -> None:
+            async with slot.turn:
+                self._have_an_accident(slot)
+                slot.terminals.end()
+                self.snapshots.take(snapshot_id, slot.files)
+                await self._answer("snapshot")
+
+        await self._while_it_lives(take(), self._slot_lost[slot_id])
+
+    async def restore_snapshot(self, slot_id: str, snapshot_id: str) -> None:
+        """See `Host.restore_snapshot`. Raises `AssertionError` for a slot that was used before."""
+        slot = await self._slot(slot_id)
+
+        async def restore() -> None:
+            async with slot.turn:
+                assert not slot.requests, f"slot {slot_id} was used before"
+                self._have_an_accident(slot)
+                slot.files = self.snapshots.files(snapshot_id)
+                await self._answer("snapshot")
+
+        await self._while_it_lives(restore(), self._slot_lost[slot_id])
+
+    async def fetch_snapshot(self, snapshot_id: str) -> bytes:
+        """See `Host.fetch_snapshot`."""
+        self.transfers.append(f"fetch {snapshot_id}")
+        await self._while_it_lives(self._answer("snapshot"))
+        return self.snapshots.pack(snapshot_id)
+
+    async def put_snapshot(self, snapshot_id: str, archive: bytes) -> None:
+        """See `Host.put_snapshot`."""
+        self.transfers.append(f"put {snapshot_id}")
+        self.snapshots.unpack(snapshot_id, archive)
+        await self._while_it_lives(self._answer("snapshot"))
+
+    async def drop_snapshot(self, snapshot_id: str) -> None:
+        """See `Host.drop_snapshot`."""
+        await self._while_it_lives(self._answer("snapshot"))
+        self.snapshots.drop(snapshot_id)
+
+    async def _slot(self, slot_id: str) -> FakeSlot:
         slot = self.slots.get(slot_id)
         if slot is None:
             await self._answer("exec")
             raise SlotLostError(f"slot {slot_id} does not exist")
-        slot.requests.append(request)
-        work = asyncio.ensure_future(self._work(slot, request))
-        slot_lost = self._slot_lost[slot_id]
-        ends: set[asyncio.Future[Any]] = {work, slot_lost, self._lost}
+        return slot
+
+    async def _while_it_lives(
+        self, work: Coroutine[Any, Any, T], slot_lost: asyncio.Future[SlotLostError] | None = None
+    ) -> T:
+        """What `work` gives, or the error of the host or slot that went meanwhile."""
+        task = asyncio.ensure_future(work)
+        ends: set[asyncio.Future[Any]] = {task, self._lost, *([slot_lost] if slot_lost else [])}
         try:
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            work.cancel()
-            await asyncio.wait({work})
+            task.cancel()
+            await asyncio.wait({task})
         if self._lost.done():
             raise HostLostError(self._lost.result())
-        if slot_lost.done():
+        if slot_lost is not None and slot_lost.done():
             raise slot_lost.result()
-        return work.result()
+        return task.result()
 
     async def _work(self, slot: FakeSlot, request: Request) -> Result:
         async with slot.turn:
@@ -238,7 +266,20 @@ class FakeHost:
             await self._answer("exec")
             if isinstance(request, ExecRequest):
                 return await self._exec(slot, request)
-            return _file_operation(slot, request)
+            answer = await self._terminal_operation(slot, request)
+            return answer or file_tool(slot.files, request) or file_operation(slot, request)
+
+    async def _terminal_operation(self, slot: FakeSlot, request: Request) -> Result | None:
+        match request:
+            case ShellRequest():
+                return await slot.terminals.shell(request, lambda exe: self._exec(slot, exe))
+            case TmuxRequest():
+                return await slot.terminals.tmux(request)
+            case RecordingRequest():
+                return slot.terminals.recorded()
+            case KillRequest():
+                slot.terminals.end()
+        return None
 
     def _have_an_accident(self, slot: FakeSlot) -> None:
         provider = self._provider
@@ -283,7 +324,9 @@ class FakeProvider:
         self.on_exec: ExecScript = on_exec or toy_shell
         self.faults = faults or Faults()
         self.launch_s = launch_s
-        self.capabilities = capabilities or Capabilities("none", False, False, False, False)
+        self.capabilities = capabilities or Capabilities(
+            "none", False, False, False, False, snapshot=True
+        )
         self.fail_launches: list[Exception] = []
         """Errors of the launches to come, first one first."""
         self.live: dict[str, FakeHost] = {}
@@ -310,9 +353,9 @@ class FakeProvider:
         host = self.live[host_id] = FakeHost(host_id, self)
         return host
 
-    async def sweep(self) -> int:
-        """See `HostProvider.sweep`."""
-        return 0
+    async def sweep(self, *, remove: bool = True) -> tuple[Leftover, ...]:
+        """See `HostProvider.sweep`. Nothing in memory is ever left behind."""
+        return ()
 
     def strikes(self, fault: str) -> bool:
         """Whether `fault`, a field of `Faults`, happens now."""
@@ -330,57 +373,16 @@ def fake_pool(
     slots: int = 4,
     min_hosts: int = 1,
     max_hosts: int = 1,
+    warm_slots: int = 1,
+    single_use_hosts: bool = False,
     **settings: Any,
 ) -> SlotPool:
     """A pool over fake hosts. `settings` are those of `PoolSettings` beside its limits."""
-    limits = Limits(slots_per_host=slots, min_hosts=min_hosts, max_hosts=max_hosts)
+    limits = Limits(
+        slots_per_host=slots,
+        min_hosts=min_hosts,
+        max_hosts=max_hosts,
+        warm_slots=warm_slots,
+        single_use_hosts=single_use_hosts,
+    )
     return SlotPool(provider or FakeProvider(), PoolSettings(limits=limits, **settings))
-
-
-# --- What fake slots do --------------------------------------------------------------------------
-
-
-async def toy_shell(slot: FakeSlot, request: ExecRequest) -> ExecResult:
-    """A shell that knows six commands, and `echo ... > file`."""
-    command, _, target = request.command.partition(">")
-    words = shlex.split(command) or ["true"]
-    if words[0] == "sleep":
-        await asyncio.sleep(float(words[1]))
-    if words[0] in {"sleep", "true"}:
-        return exec_result()
-    if words[0] == "echo":
-        return _echo(slot, " ".join(words[1:]) + "\n", target.strip())
-    if words[0] == "cat" and words[1] in slot.files:
-        return exec_result(slot.files[words[1]])
-    if words[0] in {"exit", "false", "cat"}:
-        return exec_result(exit_code=int(words[1]) if words[0] == "exit" else 1)
-    return exec_result(stderr=f"{words[0]}: command not found\n", exit_code=127)
-
-
-def _echo(slot: FakeSlot, text: str, target: str) -> ExecResult:
-    if not target:
-        return exec_result(text)
-    slot.files[target] = text.encode()
-    return exec_result()
-
-
-def _file_operation(slot: FakeSlot, request: Request) -> Result:
-    match request:
-        case WriteRequest(path, content, append):
-            slot.files[path] = slot.files.get(path, b"") + content if append else content
-            return WriteResult(len(content))
-        case ReadRequest(path, offset, max_bytes) if path in slot.files:
-            data = slot.files[path]
-            part = data[offset : offset + max_bytes]
-            return ReadResult(part, len(data), truncated=offset + len(part) < len(data))
-        case ListRequest(_, _, limit):
-            entries = [
-                Entry(path, "file", len(slot.files[path]), 0.0) for path in sorted(slot.files)
-            ]
-            return ListResult(tuple(entries[:limit]), truncated=len(entries) > limit)
-        case ArchiveRequest(_, archive_format):
-            return ArchiveResult(repr(slot.files).encode(), archive_format, len(slot.files))
-        case KillRequest():
-            return KillResult(0)
-        case _:
-            return OpFailure(FailureKind.NOT_FOUND, f"no such file: {getattr(request, 'path', '')}")

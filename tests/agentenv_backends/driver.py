@@ -6,7 +6,7 @@ Arguments: slots, isolation, and `exit` to end by itself, without having stopped
 import asyncio
 import sys
 
-from agentenv_backends.config import parse_backend_config
+from agentenv_backends.config import LocalConfig
 from agentenv_backends.local import LocalProvider
 from agentenv_backends.pool import SlotPool
 from agentenv_backends.requests import ExecRequest
@@ -17,7 +17,7 @@ BUSY = "trap '' TERM INT HUP; (setsid sh -c 'trap \"\" TERM; while :; do sleep 0
 async def main(slots: int, isolation: str, end: str) -> None:
     network = isolation == "none"
     values = {"slots": slots, "isolation": isolation, "allow_network": network}
-    config = parse_backend_config(values)
+    config = LocalConfig.model_validate(values)
     provider = LocalProvider(config)
     pool = SlotPool(provider, config.pool_settings())
     await pool.start()

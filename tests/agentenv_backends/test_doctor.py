@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from agentenv_backends import _probe, doctor
+from agentenv_backends import _probe
+from agentenv_backends._bait import bait
 from agentenv_backends.config import LocalConfig
 from agentenv_backends.doctor import InForce, examine
 
@@ -69,14 +70,14 @@ def test_a_user_without_a_home_is_no_obstacle(monkeypatch):
 
     monkeypatch.delenv("HOME", raising=False)
     monkeypatch.setattr(pwd, "getpwuid", unknown)
-    with doctor._bait() as bait:
-        assert all(Path(path).is_absolute() for path in bait["paths"])
+    with bait() as asked:
+        assert all(Path(path).is_absolute() for path in asked["paths"])
 
 
 def test_the_bait_is_gone_afterwards():
-    with doctor._bait() as bait:
-        assert os.environ["AGENTENV_DOCTOR_SECRET"] == bait["secret"]
-        path = Path(bait["paths"][0])
+    with bait() as asked:
+        assert os.environ["AGENTENV_BAIT_SECRET"] == asked["secret"]
+        path = Path(asked["paths"][0])
         assert path.exists()
-    assert "AGENTENV_DOCTOR_SECRET" not in os.environ
+    assert "AGENTENV_BAIT_SECRET" not in os.environ
     assert not path.exists()

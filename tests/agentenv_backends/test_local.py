@@ -80,6 +80,8 @@ async def test_a_command_runs_in_a_real_sandbox(pool):
     assert result.stdout.text() == "hi\n1000\n/workspace\n"
     await pool.release(slot)
     assert pool.capabilities.isolation == "bubblewrap"
+    assert pool.capabilities.stateful_terminals
+    assert pool.capabilities.tmux == (shutil.which("tmux") is not None)
 
 
 @sandbox

@@ -23,17 +23,8 @@ from agentenv_backends.testing import (
     Faults,
     exec_result,
     fake_pool,
-    run_in_virtual_time,
 )
-
-
-def in_virtual_time(test):
-    def run():
-        run_in_virtual_time(test())
-
-    run.__name__ = test.__name__
-    run.__doc__ = test.__doc__
-    return run
+from tests.agentenv_backends.virtual_time import in_virtual_time
 
 
 def host_of(provider, slot):
@@ -162,17 +153,67 @@ async def test_more_hosts_are_started_when_slots_run_short_and_ended_when_idle()
 
 
 @in_virtual_time
-async def test_slots_are_opened_as_they_are_wanted_and_kept():
+async def test_slots_are_opened_one_ahead_and_kept():
     provider = FakeProvider()
     async with fake_pool(provider, slots=64) as pool:
         assert len(provider.live["h1"].slots) == 1
         slots = [await pool.acquire(f"t{n}") for n in range(5)]
-        assert len(provider.live["h1"].slots) == 5
+        await asyncio.sleep(1)
+        assert len(provider.live["h1"].slots) == 6
         for slot in slots:
             await pool.release(slot)
         await asyncio.sleep(1)
-        assert len(provider.live["h1"].slots) == 5
-        assert pool.stats().available_slots == 5
+        assert len(provider.live["h1"].slots) == 6
+        assert pool.stats().available_slots == 6
+
+
+@in_virtual_time
+async def test_acquiring_takes_no_time_while_warm_slots_are_left():
+    provider = FakeProvider(faults=Faults(latency_s=(1.0, 1.0)))
+    async with fake_pool(provider, slots=16, warm_slots=4) as pool:
+        await asyncio.sleep(10)
+        loop = asyncio.get_running_loop()
+        for round_number in range(3):
+            start = loop.time()
+            for number in range(4):
+                await pool.acquire(f"t{round_number}-{number}")
+            assert loop.time() == start
+            await asyncio.sleep(10)
+        assert pool.counters().granted_at_once == 12
+
+
+@in_virtual_time
+async def test_a_host_for_a_single_use_is_gone_when_its_slot_was_released():
+    provider = FakeProvider(faults=Faults(latency_s=(1.0, 1.0)))
+    async with fake_pool(
+        provider, slots=1, max_hosts=4, warm_slots=1, single_use_hosts=True
+    ) as pool:
+        await asyncio.sleep(10)
+        for number in range(5):
+            before = asyncio.get_running_loop().time()
+            slot = await pool.acquire(f"t{number}")
+            assert asyncio.get_running_loop().time() == before, "a host stands ready"
+            await asyncio.sleep(10)
+            assert len(provider.live) == 2
+            await pool.release(slot)
+            assert slot.host_id not in provider.live
+        assert pool.stats().lost_hosts == 0
+        assert provider.launches == 6
+    assert not provider.live
+
+
+@in_virtual_time
+async def test_a_host_for_a_single_use_whose_slot_died_is_gone_too():
+    provider = FakeProvider()
+    async with fake_pool(provider, slots=1, max_hosts=2, single_use_hosts=True) as pool:
+        slot = await pool.acquire("a")
+        provider.live[slot.host_id].lose_slot(slot.slot_id)
+        with pytest.raises(SlotLostError):
+            await pool.execute(slot, ExecRequest("true"))
+        await pool.release(slot)
+        await asyncio.sleep(1)
+        assert slot.host_id not in provider.live
+        assert (await pool.acquire("b")).host_id != slot.host_id
 
 
 @in_virtual_time

@@ -14,10 +14,28 @@ _MODULES = (
     "refusal",
     "frames",
     "slot_processes",
+    "slot_watch",
+    "slot_capture",
+    "slot_entry",
+    "slot_spawn",
+    "slot_user",
     "slot_exec",
     "slot_files",
     "slot_archive",
+    "slot_edit",
+    "slot_child",
+    "slot_glob",
+    "slot_walk",
+    "slot_search",
+    "slot_session",
+    "slot_recording",
+    "slot_shell",
+    "slot_control",
+    "slot_pane",
+    "slot_tmux",
+    "slot_terminals",
     "slot_report",
+    "slot_snapshot",
     "slot_init",
     "trees",
 )
@@ -26,12 +44,14 @@ _COMPILE = """
 import json, marshal, sys
 if sys.version_info < (3, 8):
     sys.exit("Python %d.%d is too old: 3.8 or newer is needed" % sys.version_info[:2])
-codes = {n: s and compile(s, n, "exec", 0, True, 2) for n, s in json.load(sys.stdin).items()}
+codes = {
+    n: s and marshal.dumps(compile(s, n, "exec", 0, True, 2)) for n, s in json.load(sys.stdin).items()
+}
 sys.stdout.buffer.write(marshal.dumps(codes))
 """
 _BOOT = (
     "import marshal,os,sys;fd=int(sys.argv.pop(1));codes=marshal.loads(os.pread(fd,1<<24,0));os.close(fd);"
-    "exec(codes.pop('boot'));boot('%s')" % _PACKAGE
+    "exec(marshal.loads(codes.pop('boot')));boot('%s')" % _PACKAGE
 )
 
 

@@ -14,7 +14,7 @@ from . import leftovers
 
 CONTROLLERS = ("pids", "memory", "cpu")
 _PERIOD_US = 100_000
-_CHARGED_AHEAD = 2 << 20
+CHARGED_AHEAD = 2 << 20
 """The kernel charges memory in batches, so a group at its limit may count a little less."""
 _PROBE_SUFFIX = "probe"
 
@@ -35,6 +35,7 @@ class Group:
 
     def __init__(self, folders: Dict[str, str], *, version: int, memory_bytes: int) -> None:
         self._folders = folders
+        self._version = version
         self._memory_bytes = memory_bytes
         self._events = -1
         self._peak = -1
@@ -62,12 +63,21 @@ class Group:
         before, self._oom_kills = self._oom_kills, self._read_oom_kills()
         return self._oom_kills > before
 
+    def allow_more_memory(self, size: int) -> None:
+        """Raise the memory limit by so many bytes, where there is one. Raises `OSError`."""
+        folder = self._folders.get("memory")
+        if folder:
+            self._memory_bytes += size
+            # The limit that includes swap is never below the other.
+            for file, value in reversed(_memory_settings(self._version, self._memory_bytes)):
+                _write(os.path.join(folder, file), value)
+
     def reached_memory_limit(self) -> bool:
         """Whether this group reached its own limit; a machine that runs out of memory as a whole is another thing."""
         if self._events < 0:
             return False
         if self._peak >= 0:  # newer kernels count no failures for the limit that includes swap
-            return int(os.pread(self._peak, 64, 0)) >= self._memory_bytes - _CHARGED_AHEAD
+            return int(os.pread(self._peak, 64, 0)) >= self._memory_bytes - CHARGED_AHEAD
         _, found, rest = os.pread(self._events, 4096, 0).partition(b"oom ")
         return bool(found) and int(rest.split()[0]) > 0
 
@@ -139,14 +149,22 @@ def parents() -> List[str]:
     return list(dict.fromkeys(path for path in [*found, *_parents_v2(mounts)] if path))
 
 
-def sweep() -> int:
-    """Remove groups whose owners are dead, with whatever still runs in them. Returns how many were removed."""
-    removed = 0
-    for parent in parents():
-        for path in leftovers.abandoned(parent):
-            _kill_members(path)
-            removed += _remove_folder(path)
-    return removed
+def folders_of(controller: str) -> List[Tuple[int, str]]:
+    """Version and folder of where this process's own group is limited by a controller, or may be."""
+    mounts = _mounts()
+    first = _parent_v1(mounts, controller)
+    return [(1, path) for path in (first,) if path] + [(2, path) for path in _parents_v2(mounts)]
+
+
+def abandoned() -> List[str]:
+    """Groups whose owners are dead."""
+    return [path for parent in parents() for path in leftovers.abandoned(parent)]
+
+
+def remove_abandoned(path: str) -> bool:
+    """Remove such a group, with whatever still runs in it; True when it is gone."""
+    _kill_members(path)
+    return _remove_folder(path)
 
 
 def _settings(version: int, controller: str, limits: Limits) -> List[Tuple[str, str]]:
@@ -154,16 +172,20 @@ def _settings(version: int, controller: str, limits: Limits) -> List[Tuple[str, 
     if controller == "pids":
         return [("pids.max", str(limits.processes))]
     if controller == "memory":
-        memory = str(limits.memory_bytes)
-        if version == 1:
-            return [("memory.limit_in_bytes", memory), ("?memory.memsw.limit_in_bytes", memory)]
-        return [("memory.max", memory), ("?memory.swap.max", "0"), ("?memory.oom.group", "0")]
+        return _memory_settings(version, limits.memory_bytes)
     if limits.cpus is None:
         return []
     quota = max(1000, int(limits.cpus * _PERIOD_US))
     if version == 1:
         return [("cpu.cfs_period_us", str(_PERIOD_US)), ("cpu.cfs_quota_us", str(quota))]
     return [("cpu.max", "%d %d" % (quota, _PERIOD_US))]
+
+
+def _memory_settings(version: int, size: int) -> List[Tuple[str, str]]:
+    memory = str(size)
+    if version == 1:
+        return [("memory.limit_in_bytes", memory), ("?memory.memsw.limit_in_bytes", memory)]
+    return [("memory.max", memory), ("?memory.swap.max", "0"), ("?memory.oom.group", "0")]
 
 
 def _write(path: str, value: str) -> None:

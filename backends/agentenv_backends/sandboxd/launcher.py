@@ -10,12 +10,14 @@ import shutil
 import signal
 import socket
 import tempfile
-from typing import Any, Dict, List, NamedTuple, NoReturn, Optional, Tuple
+from typing import Any, Dict, List, NoReturn, Optional, Tuple
 
-from . import bundle, bwrap, cgroups, leftovers, seccomp
+from . import bundle, bwrap, cgroups, host_limits, leftovers, reset, seccomp
+from .lean import PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, prctl
+from .process import SlotParts, SlotProcess
 from .settings import HostSettings
-from .slot_processes import parent_of, signal_quietly
 from .trees import remove_tree
+from .users import Users, UsersError, disk_size
 
 _MB = 1 << 20
 _INIT_MEMORY = 32 * _MB
@@ -26,84 +28,6 @@ _USERNS_COUNTS = (5, 14)
 
 class HostError(Exception):
     """The host cannot work as asked. The message says what to do."""
-
-
-class SlotParts(NamedTuple):
-    """What a slot is given, and gives back."""
-
-    uid: Optional[int]
-    group: Optional[cgroups.Group]
-    folder: str
-    """Its folder on this machine; empty under bubblewrap, where all it writes is memory of its own."""
-
-
-class SlotProcess:
-    """A started slot: its outermost process and the host's ends of what leads to it."""
-
-    def __init__(self, pid: int, stream: socket.socket, errors: int, parts: SlotParts) -> None:
-        self.pid = pid
-        """The outermost process; 0 once it has been reaped."""
-        self.init_pid = 0
-        """The slot's first process as seen from here; 0 until it has spoken."""
-        self.stream = stream
-        self.errors = errors
-        self.parts = parts
-        self.setup = b""
-        """What its init is told first."""
-
-    @property
-    def confined(self) -> bool:
-        """Whether a pid namespace holds it."""
-        return not self.parts.folder
-
-    @property
-    def workspace(self) -> str:
-        """The workspace as the slot's commands see it."""
-        return (
-            os.path.join(self.parts.folder, "workspace") if self.parts.folder else bwrap.WORKSPACE
-        )
-
-    def error_text(self) -> str:
-        """What the slot's own processes complained about; commands cannot write there."""
-        try:
-            return os.read(self.errors, 1 << 16).decode("utf-8", "replace").strip()[-1000:]
-        except BlockingIOError:
-            return ""
-
-    def close(self) -> None:
-        """Let go of the host's ends."""
-        self.stream.close()
-        os.close(self.errors)
-
-    def end(self) -> None:
-        """Have the slot end; its outermost process follows when everything else is dead.
-
-        The death of its init is the death of all in a pid namespace. Elsewhere, and before it has spoken, the init is
-        told by the end of its stream.
-        """
-        if self.confined and self.init_pid:
-            signal_quietly(self.init_pid, signal.SIGKILL)
-        else:
-            self.hang_up()
-
-    def hang_up(self) -> None:
-        """End the stream."""
-        try:
-            self.stream.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            self.kill()
-
-    def left_to_us(self) -> bool:
-        """Whether the init has outlived the outermost process, and so become a child of this one."""
-        if not self.confined or self.pid or not self.init_pid:
-            return False
-        return parent_of(str(self.init_pid)) == os.getpid()
-
-    def kill(self) -> None:
-        """End a slot that does not end by itself. What it leaves falls to this process, a subreaper."""
-        for pid in (self.init_pid, self.pid):
-            if pid:
-                signal_quietly(pid, signal.SIGKILL)
 
 
 class Launcher:
@@ -119,7 +43,11 @@ class Launcher:
         self._counter = 0
         self._bubblewrap, self.version = "", ""
         self._data_files: Dict[str, int] = {}
+        self.users: Optional[Users] = None
         try:
+            if settings.isolation == "user":
+                self.users = Users(settings)
+                seccomp.filter_program()  # raises here, once, where there is none for this machine
             if self.confined:
                 self._bubblewrap, self.version = bwrap.find_bubblewrap()
                 self._filter = bundle.memory_file("seccomp", seccomp.filter_program())
@@ -129,6 +57,7 @@ class Launcher:
                 }
             self._interpreter, self._bundle = self._find_interpreter()
         except (
+            UsersError,
             bwrap.BubblewrapError,
             seccomp.UnsupportedMachineError,
             bundle.InterpreterError,
@@ -144,8 +73,12 @@ class Launcher:
         controllers = self.cgroups.controllers if self.cgroups else ()
         self.limits_processes_inside = "pids" not in controllers and self._processes_by_rlimit()
         self._limit_memory_by_rlimit = "memory" not in controllers
+        self.host_memory = host_limits.HostMemory.find() if self.users is not None else None
         self.folders = ""
-        if not self.confined:
+        if self.users is not None:
+            self.folders = os.path.commonpath([pair[0] for pair in settings.slot_folders])
+            self._give_up_privileges()
+        elif not self.confined:
             self.folders = os.path.join(tempfile.gettempdir(), self._name("slots"))
             os.mkdir(self.folders, 0o700)
 
@@ -174,18 +107,49 @@ class Launcher:
             self._become_slot(theirs.fileno(), errors_end, parts)
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         process = SlotProcess(pid, ours, errors, parts)
+        if process.memory is None and self.host_memory is not None:
+            alone = len(self.settings.slot_folders) == 1
+            process.memory = host_limits.MemoryWatch(self.host_memory, alone=alone)
         process.setup = self._setup_header(process, report=report)
         return process
 
-    def finish(self, process: SlotProcess) -> None:
-        """Take back what a slot had; all its processes have ended."""
+    def start_reset(self, process: SlotProcess) -> int:
+        """Have the end of a slot proved by a process, whose id this is: its status 0 is the proof. 0 where the end of
+        its processes is all that is needed. Raises `OSError`.
+        """
+        home = process.parts.home
+        if self.users is None or home is None or process.is_root:
+            return 0
+        return reset.start(home, self.users.places, self.users.ids)
+
+    @property
+    def single_use(self) -> bool:
+        """Whether a slot is opened once here, and none after it."""
+        return self.users is not None and self.users.single_use
+
+    def finish(self, process: SlotProcess, *, reusable: bool = True) -> None:
+        """Take back what a slot had; all its processes have ended. Its home is given again only if it is `reusable`."""
         process.close()
         self._give_back(process.parts)
+        if process.parts.home is not None and self.users is not None and reusable:
+            self.users.give_back(process.parts.home)
 
     def close(self) -> None:
         """Take back what the host had."""
-        if self.folders:
+        if self.folders and self.users is None:
             shutil.rmtree(self.folders, ignore_errors=True)
+
+    def _give_up_privileges(self) -> None:
+        """No set-user-id program of the image gives anybody anything; and where commands are root they shall not be
+        able to signal this process, nor to look into it.
+        """
+        assert self.users is not None
+        prctl(PR_SET_NO_NEW_PRIVS, 1)
+        if self.settings.run_as_root:
+            prctl(PR_SET_DUMPABLE, 0)
+            for number in signal.valid_signals() - {signal.SIGCHLD, signal.SIGKILL, signal.SIGSTOP}:
+                signal.signal(number, signal.SIG_IGN)
+            os.setresuid(self.users.ids[-1], 0, self.users.ids[-1])
 
     def _name(self, what: str) -> str:
         return leftovers.name_for(self.settings.run_id, self._owner, what)
@@ -206,13 +170,17 @@ class Launcher:
 
     def _take_parts(self) -> SlotParts:
         self._counter += 1
+        try:
+            home = self.users.take() if self.users is not None else None
+        except UsersError as error:
+            raise HostError(str(error)) from error
         uid = self._take_uid()
         group = None
         try:
             if self.cgroups is not None:
                 group = self.cgroups.create(self._name("slot%d" % self._counter), self._limits)
             folder = ""
-            if not self.confined:
+            if self.folders and home is None:
                 folder = os.path.join(self.folders, "%d" % self._counter)
                 for path in (
                     folder,
@@ -221,9 +189,9 @@ class Launcher:
                 ):
                     os.mkdir(path, 0o700)
         except OSError:
-            self._give_back(SlotParts(uid, group, ""))
+            self._give_back(SlotParts(uid, group, home=home))
             raise
-        return SlotParts(uid, group, folder)
+        return SlotParts(uid, group, folder, home)
 
     def _give_back(self, parts: SlotParts) -> None:
         if parts.uid is not None:
@@ -234,11 +202,11 @@ class Launcher:
             remove_tree(parts.folder)
 
     def _setup_header(self, process: SlotProcess, *, report: bool) -> bytes:
-        settings, folder = self.settings, process.parts.folder
+        settings, home = self.settings, process.parts.home
         env = {
             "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             "HOME": process.workspace,
-            "TMPDIR": os.path.join(folder, "tmp") if folder else "/tmp",  # noqa: S108 - the slot's own
+            "TMPDIR": process.tmp,
             "SHELL": "/bin/bash",
             "USER": "agent",
             "LOGNAME": "agent",
@@ -249,13 +217,14 @@ class Launcher:
         }
         if not self.confined:
             env["PATH"] = os.environ.get("PATH", env["PATH"])
-        limit = (
-            settings.max_processes + _RESERVED_PROCESSES if self.limits_processes_inside else None
-        )
+        # A user's limit counts its commands alone, a namespace's also what starts them.
+        reserved = 0 if home is not None else _RESERVED_PROCESSES
+        limit = settings.max_processes + reserved if self.limits_processes_inside else None
         values: Dict[str, Any] = {
             "isolation": settings.isolation,
             "workspace": process.workspace,
-            "folder": folder,
+            "folder": process.parts.folder,
+            "user": [home.uid, home.keeper] if home is not None else None,
             "env": env,
             "max_processes": limit,
             "report": report,
@@ -275,12 +244,18 @@ class Launcher:
                 parts.group.join()
             # Last: until the new program begins, this process holds the descriptors of all slots.
             self._set_limits()
+            if parts.home is not None:
+                os.setresuid(
+                    0, 0, 0
+                )  # the slot's init takes its identity itself: it would not outlive the exec
             if parts.uid is not None:
                 os.setgroups([])
                 os.setresgid(parts.uid, parts.uid, parts.uid)
                 os.setresuid(parts.uid, parts.uid, parts.uid)
             os.chdir("/")
             os.umask(0o022)
+            if parts.home is not None:
+                seccomp.install(seccomp.filter_program(init=os.getpid()))
             os.execve(program[0], program, {})  # noqa: S606
         except BaseException as error:  # noqa: BLE001 - the child of a fork has nobody to raise to
             os.write(2, ("cannot start a slot: %r" % error).encode("utf-8", "replace"))
@@ -303,10 +278,14 @@ class Launcher:
         settings = self.settings
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         _limit(resource.RLIMIT_NOFILE, settings.open_files)
+        if self.users is not None and disk_size(settings.slot_folders[0][0]) is None:
+            _limit(resource.RLIMIT_FSIZE, settings.disk_mb * _MB)
         if self._limit_memory_by_rlimit:
             _limit(resource.RLIMIT_DATA, settings.memory_mb * _MB)
 
     def _processes_by_rlimit(self) -> bool:
+        if self.users is not None:
+            return not self.settings.run_as_root
         release = tuple(int(part) for part in platform.release().split(".")[:2] if part.isdigit())
         return self.confined and (self.drops_uid or release >= _USERNS_COUNTS)
 

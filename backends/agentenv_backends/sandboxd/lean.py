@@ -7,13 +7,16 @@ modules below them do the same; where an interpreter lacks one, its usual parent
 from __future__ import annotations
 
 import os
+import struct
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable
 
-SIGKILL, SIGCHLD, SIGSTOP = 9, 17, 19
-PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 4, 36
+SIGINT, SIGKILL, SIGCHLD, SIGSTOP = 2, 9, 17, 19
+PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 4, 36, 38
+_FAULTS = (4, 5, 6, 7, 8, 11)  # SIGILL, SIGTRAP, SIGABRT, SIGBUS, SIGFPE, SIGSEGV
+_CAPABILITY_VERSION = 0x20080522
 _RTLD_NOW = 2
 _SFD_CLOEXEC = 0o2000000
 SIGINFO_SIZE = 128
@@ -52,6 +55,55 @@ def child_signals() -> int:
     return descriptor
 
 
+def hold_signals() -> None:
+    """Have this process do nothing at any signal, in a way that ends with an exec: programs begin with the defaults.
+
+    What is ignored stays so in a program, and setting all signals back in each child takes as long as starting it.
+    """
+    import _signal  # noqa: PLC0415
+
+    for number in range(1, 65):
+        try:
+            # A fault of our own must still end this process, not repeat itself.
+            _signal.signal(number, _signal.SIG_DFL if number in _FAULTS else _do_nothing)
+        except (OSError, ValueError):
+            continue
+
+
+def _do_nothing(_number: int, _frame: object) -> None:
+    return
+
+
+def unblock_signals() -> None:
+    """Block no signal: for a child that is about to begin a program."""
+    import _signal  # noqa: PLC0415
+
+    _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
+
+
+def default_signals() -> None:
+    """Let every signal do what it does by default, and block none: for a child that is about to begin a program."""
+    import _signal  # noqa: PLC0415
+
+    for number in range(1, 65):
+        try:
+            _signal.signal(number, _signal.SIG_DFL)
+        except (
+            OSError,
+            ValueError,
+        ):  # SIGKILL, SIGSTOP and those that the C library keeps to itself
+            continue
+    unblock_signals()
+
+
+def set_capabilities(permitted: int) -> None:
+    """Make these the permitted and effective capabilities, none inherited. Raises `OSError`."""
+    low, high = permitted & 0xFFFFFFFF, permitted >> 32
+    header = struct.pack("=Ii", _CAPABILITY_VERSION, 0)
+    if _c_function("capset")(header, struct.pack("=6I", low, low, 0, high, high, 0)) != 0:
+        raise OSError("capset(%x) failed" % permitted)
+
+
 class _ScannerOptions:
     """What `_json`'s scanner asks of the decoder it is made for."""
 
@@ -81,11 +133,34 @@ json_loads = _make_json_loads()
 """Parse JSON text that this package wrote: no leading white space."""
 
 
+def _make_json_text() -> Callable[[str], str]:
+    try:
+        from _json import encode_basestring_ascii  # noqa: PLC0415
+    except ImportError:
+        import json  # noqa: PLC0415
+
+        return json.dumps
+    return encode_basestring_ascii
+
+
+json_text = _make_json_text()
+"""A string as JSON, in ASCII; lone surrogates become escapes."""
+
+
 def json_dumps(value: Any) -> bytes:
     """JSON, as ASCII bytes; imports `json` only when first needed."""
     import json  # noqa: PLC0415
 
     return json.dumps(value, separators=(",", ":")).encode("ascii")
+
+
+def find_program(name: str, path: str) -> str:
+    """Where a program lies, looked for in the folders of `path`; empty when it is in none."""
+    for folder in path.split(":"):
+        candidate = os.path.join(folder or ".", name)
+        if os.path.isfile(candidate) and os.access(candidate, os.X_OK):
+            return candidate
+    return ""
 
 
 def write_all(descriptor: int, data: bytes) -> None:

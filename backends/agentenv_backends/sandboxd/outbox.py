@@ -1,8 +1,8 @@
-"""Bytes on their way out of a non-blocking socket."""
+"""Bytes on their way out of a non-blocking stream."""
 
 from __future__ import annotations
 
-import socket
+import os
 from collections import deque
 from itertools import islice
 from typing import Deque, Union
@@ -11,12 +11,12 @@ _PIECES = 64
 
 
 class Outbox:
-    """Sends what it is given, in order, as far as the socket takes it; `size` is what still waits."""
+    """Sends what it is given, in order, as far as the socket or pipe takes it; `size` is what still waits."""
 
-    __slots__ = ("_parts", "_stream", "size")
+    __slots__ = ("_descriptor", "_parts", "size")
 
-    def __init__(self, stream: socket.socket) -> None:
-        self._stream = stream
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
         self._parts: Deque[Union[bytes, memoryview]] = deque()
         self.size = 0
 
@@ -26,13 +26,13 @@ class Outbox:
         self.size += len(data)
 
     def flush(self) -> bool:
-        """Send what the socket takes now; True when nothing waits. Raises `OSError` when the other end is gone."""
+        """Send what is taken now; True when nothing waits. Raises `OSError` when the other end is gone."""
         while self._parts:
             try:
                 if len(self._parts) == 1:
-                    sent = self._stream.send(self._parts[0])
+                    sent = os.write(self._descriptor, self._parts[0])
                 else:
-                    sent = self._stream.sendmsg(list(islice(self._parts, _PIECES)))
+                    sent = os.writev(self._descriptor, list(islice(self._parts, _PIECES)))
             except BlockingIOError:
                 return False
             self._drop(sent)

@@ -7,6 +7,7 @@ fall back to `clone`, whose flags a filter can see. Calls of a foreign architect
 from __future__ import annotations
 
 import errno
+import os
 import platform
 import struct
 from typing import Dict, List, NamedTuple, Optional, Tuple
@@ -77,6 +78,17 @@ DENIED: Dict[str, Tuple[Optional[int], Optional[int]]] = {
     "vhangup": (153, 58),
 }
 
+# name: ((x86_64, aarch64), the value of the first argument by which the second names one process; None: the first does)
+PRIORITY_CALLS: Dict[str, Tuple[Tuple[int, int], Optional[int]]] = {
+    "setpriority": ((141, 140), 0),
+    "ioprio_set": ((251, 30), 1),
+    "sched_setparam": ((142, 118), None),
+    "sched_setscheduler": ((144, 119), None),
+    "sched_setaffinity": ((203, 122), None),
+    "sched_setattr": ((314, 274), None),
+}
+"""Calls that can slow another process of the same user down, such as the slot's init."""
+
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
 _NEW_NAMESPACE = 0x7E020000  # CLONE_NEWNS | NEWCGROUP | NEWUTS | NEWIPC | NEWUSER | NEWPID | NEWNET
 _X32_BIT = 0x40000000
@@ -88,6 +100,8 @@ _KILL = 0x80000000
 
 _LOAD, _JUMP_EQUAL, _JUMP_AT_LEAST, _JUMP_ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _NR_OFFSET, _ARCH_OFFSET, _ARGS_OFFSET = 0, 4, 16
+_INSTRUCTION_SIZE = 8
+_PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 38, 22, 2
 
 
 class _Architecture(NamedTuple):
@@ -108,10 +122,11 @@ class UnsupportedMachineError(Exception):
     """No filter is known for this machine's architecture."""
 
 
-def filter_program(machine: str = "") -> bytes:
+def filter_program(machine: str = "", *, init: int = 1) -> bytes:
     """The filter as an array of `struct sock_filter`, for the given machine or this one.
 
-    Raises `UnsupportedMachineError`.
+    `init` is the slot's first process as its commands see it: they must not slow it down, or it would miss deadlines
+    that are theirs. Raises `UnsupportedMachineError`.
     """
     machine = machine or platform.machine()
     if machine not in _ARCHITECTURES:
@@ -138,6 +153,13 @@ def filter_program(machine: str = "") -> bytes:
     )
     # Limits of another process (the slot's init) are nobody's to change.
     program.refuse_argument(architecture.prlimit64, 0, [], unless=(_JUMP_EQUAL, 0))
+    for numbers_of, kind in PRIORITY_CALLS.values():
+        target = [(_JUMP_EQUAL, init)]
+        number = numbers_of[architecture.column]
+        if kind is None:
+            program.refuse_argument(number, 0, target)
+        else:
+            program.refuse_arguments(number, kind, target)
     program.finish(_ALLOW)
     return program.assemble()
 
@@ -177,9 +199,44 @@ class _Program:
             block.refuse_when(test, value, _DENY)
         if unless is not None:
             block.when(*unless, otherwise=_DENY)
+        self._add_block(number, block)
+
+    def refuse_arguments(self, number: int, kind: int, targets: List[Tuple[int, int]]) -> None:
+        """For one call, allow only this kind of target as the first argument, and none of `targets` as the second."""
+        block = _Program()
+        block.load(_ARGS_OFFSET)
+        block.when(_JUMP_EQUAL, kind, otherwise=_DENY)
+        block.load(_ARGS_OFFSET + 8)
+        for test, value in targets:
+            block.refuse_when(test, value, _DENY)
+        self._add_block(number, block)
+
+    def _add_block(self, number: int, block: _Program) -> None:
         block.finish(_ALLOW)
         self._code.append((_JUMP_EQUAL, 0, len(block._code), number))
         self._code += block._code
 
     def assemble(self) -> bytes:
         return b"".join(struct.pack("=HBBI", *instruction) for instruction in self._code)
+
+
+def install(program: bytes) -> None:
+    """Put this process, and all that it starts, under a filter for good; it gains no privileges from then on either.
+
+    For slots that nobody else puts under one. Raises `OSError`.
+    """
+    import ctypes  # noqa: PLC0415 - a host of bubblewrap's slots never needs it
+
+    class Program(ctypes.Structure):
+        _fields_ = [("length", ctypes.c_ushort), ("instructions", ctypes.c_void_p)]
+
+    code = ctypes.create_string_buffer(program, len(program))
+    whole = Program(len(program) // _INSTRUCTION_SIZE, ctypes.addressof(code))
+    libc = ctypes.CDLL(None, use_errno=True)
+    for option, value, argument in (
+        (_PR_SET_NO_NEW_PRIVS, 1, None),
+        (_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(whole)),
+    ):
+        if libc.prctl(option, value, argument, 0, 0) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, "prctl(%d): %s" % (option, os.strerror(number)))

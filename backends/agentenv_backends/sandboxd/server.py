@@ -9,60 +9,49 @@ from __future__ import annotations
 import json
 import logging
 import os
-import select
-import socket
 import time
 from functools import partial
 from typing import Callable, Dict, Optional
 
 from . import frames
-from .facts import probe
+from .driver import DriverStream, Ending
+from .facts import prepare
 from .launcher import HostError, Launcher
 from .loop import IN, OUT, Loop
-from .outbox import Outbox
 from .reading import ReadingBudget
 from .settings import HostSettings
 from .slot_processes import kill_descendants
 from .slots import ENDING, STARTING, Slot, SlotBrokenError
+from .snapshots import Snapshots
 
 GREETING_S = 60.0
 START_S = 20.0
 END_S = 5.0
 MAX_WAITING = 256 << 20
 """Bytes of requests that wait for their slots, all together."""
-MAX_UNSENT = 16 << 20
-"""Bytes the driver has not taken yet, beyond which slots are not listened to."""
 MAX_UNFINISHED = 128 << 20
 """Bytes of answers that are still arriving, beyond which only one slot at a time goes on."""
-OUT_OF_MEMORY = ": the slot used up its memory and the kernel killed it"
-"""Tells the end that a command can bring upon its own slot from all others."""
-_RECEIVE = 1 << 18
-_STALLED_POLL_MS = 1000
+RESETS = 2
+"""How often the end of a slot is tried to be proved, and how long is waited when that cannot even begin."""
+RESET_PAUSE_S = 0.5
+NOT_CLEAN = "; something of it may be left, so its folders and ids are not used again"
 _SMALL = 4096
 _log = logging.getLogger("agentenv.sandboxd")
 
 
-class Ending(Exception):  # noqa: N818 - not an error: the one way out of the loop
-    """The host ends, for this reason."""
-
-
 class Server:
-    """Serves one driver."""
+    """Serves one driver, over a descriptor to read from and one to write to."""
 
-    def __init__(self, driver: socket.socket) -> None:
-        driver.setblocking(False)
-        self._driver = driver
-        self._reader = frames.FrameReader()
-        self._outbox = Outbox(driver)
-        self._writing = False
+    def __init__(self, reading: int, writing: int) -> None:
         self._loop = Loop()
+        self._driver = DriverStream(reading, writing, self._loop, self._take)
         self._slots: Dict[int, Slot] = {}
         self._by_pid: Dict[int, Slot] = {}
         self._budget = ReadingBudget(self._loop, MAX_UNFINISHED)
         self._owner_fd = -1
         self._launcher: Optional[Launcher] = None
+        self._snapshots: Optional[Snapshots] = None
         self._lease_s = GREETING_S
-        self._last_heard = time.monotonic()
         self._shutdown_request: Optional[int] = None
         self._kinds: Dict[int, Callable[[frames.Frame], None]] = {
             frames.HELLO: self._hello,
@@ -72,6 +61,7 @@ class Server:
             frames.CANCEL: self._cancel,
             frames.PING: self._ping,
             frames.SHUTDOWN: self._shutdown,
+            frames.SNAPSHOT: self._snapshot,
         }
 
     def run(self) -> None:
@@ -79,7 +69,7 @@ class Server:
         reason = ""
         try:
             self._loop.watch_signals(self._reap, self._terminate)
-            self._loop.watch(self._driver.fileno(), self._driver_ready)
+            self._driver.listen()
             self._check_lease(self._lease_s)
             while True:
                 self._turn()
@@ -92,20 +82,12 @@ class Server:
     # --- the loop -------------------------------------------------------------------------------------------------
 
     def _turn(self) -> None:
-        if self._outbox.size > MAX_UNSENT:
-            self._driver_ready(self._only_driver())
+        if self._driver.is_stalled:
+            self._driver.wait()  # the slots must wait with us
         else:
             self._loop.turn()
-        if self._outbox.size:
-            self._flush()
+        self._driver.flush()
         self._loop.run_timers()
-
-    def _only_driver(self) -> int:
-        """Wait for the driver alone, which does not read what it is sent: the slots must wait with us."""
-        poller = select.poll()
-        poller.register(self._driver.fileno(), select.POLLIN | select.POLLOUT)
-        ready = poller.poll(_STALLED_POLL_MS)
-        return ready[0][1] if ready else 0
 
     def _terminate(self) -> None:
         raise Ending("SIGTERM")
@@ -113,32 +95,13 @@ class Server:
     def _check_lease(self, lease_s: float) -> None:
         if lease_s != self._lease_s:
             return  # another term has begun, with its own checks
-        left = self._last_heard + lease_s - time.monotonic()
+        left = self._driver.last_heard + lease_s - time.monotonic()
         if left <= 0:
             raise Ending("nothing heard from the driver for %g s" % lease_s)
         self._loop.later(left, partial(self._check_lease, lease_s))
 
-    # --- the driver's stream --------------------------------------------------------------------------------------
-
-    def _driver_ready(self, events: int) -> None:
-        if events & OUT:
-            self._flush()
-        if not events & ~OUT:
-            return
-        try:
-            data = self._driver.recv(_RECEIVE)
-        except BlockingIOError:
-            return
-        except ConnectionResetError:
-            data = b""
-        if not data:
-            raise Ending("the driver is gone")
-        self._last_heard = time.monotonic()
-        try:
-            for frame in self._reader.feed(data):
-                self._take(frame)
-        except frames.FrameError as error:
-            raise Ending("the driver's stream is broken: %s" % error) from error
+    def _outlive(self, lifetime_s: float) -> None:
+        raise Ending("its lifetime of %g s is over" % lifetime_s)
 
     def _take(self, frame: frames.Frame) -> None:
         handler = self._kinds.get(frame.kind)
@@ -146,51 +109,33 @@ class Server:
             raise Ending("a frame of kind %d is out of place" % frame.kind)
         handler(frame)
 
-    def _flush(self) -> None:
-        try:
-            done = self._outbox.flush()
-        except OSError as error:
-            raise Ending("the driver is gone") from error
-        if done == self._writing:
-            self._writing = not done
-            self._loop.modify(self._driver.fileno(), IN | OUT if self._writing else IN)
-
-    def _reply(self, frame: frames.Frame, **values: object) -> None:
-        self._outbox.put(
-            frames.encode(
-                frames.REPLY,
-                channel=frame.channel,
-                request_id=frame.request_id,
-                header=_json(values),
-            )
-        )
-
-    def _fail(self, channel: int, request_id: int, message: str) -> None:
-        self._outbox.put(
-            frames.encode(
-                frames.FAILED,
-                channel=channel,
-                request_id=request_id,
-                header=_json({"message": message}),
-            )
-        )
-
     # --- what the driver asks ---------------------------------------------------------------------------------------
 
     def _hello(self, frame: frames.Frame) -> None:
         try:
             settings = HostSettings.from_json(json.loads(frame.header))
             self._watch_owner(settings.owner_pid)
-            self._launcher = Launcher(settings)
-            facts = probe(self._launcher)
+            self._launcher, facts = prepare(settings)
         except (HostError, ValueError, TypeError, OSError) as error:
-            self._fail(0, frame.request_id, str(error))
-            self._flush()
+            self._driver.fail(0, frame.request_id, str(error))
+            self._driver.flush()
             raise Ending("cannot work as asked: %s" % error) from error
         self._lease_s = settings.lease_s
-        self._last_heard = time.monotonic()
+        self._driver.last_heard = time.monotonic()
         self._check_lease(self._lease_s)
-        self._reply(frame, **facts.to_json())
+        if settings.max_lifetime_s is not None:
+            self._loop.later(
+                settings.max_lifetime_s, partial(self._outlive, settings.max_lifetime_s)
+            )
+        self._snapshots = Snapshots(
+            self._driver,
+            self._launcher,
+            self._loop,
+            overlays=facts.snapshot == "overlay",
+            flush=self._send_to,
+            end=self._end,
+        )
+        self._driver.reply(frame, **facts.to_json())
 
     def _watch_owner(self, pid: int) -> None:
         """A process descriptor follows the whole driver; PDEATHSIG would follow the one thread that started us."""
@@ -212,7 +157,7 @@ class Server:
         try:
             process = self._launcher.start()
         except (HostError, OSError) as error:
-            self._fail(frame.channel, frame.request_id, "cannot start a slot: %s" % error)
+            self._driver.fail(frame.channel, frame.request_id, "cannot start a slot: %s" % error)
             return
         slot_id = str(json.loads(frame.header)["slot"])
         slot = Slot(frame.channel, slot_id, process, frame.request_id)
@@ -229,7 +174,7 @@ class Server:
     def _close(self, frame: frames.Frame) -> None:
         slot = self._slots.get(frame.channel)
         if slot is None:
-            self._reply(frame)
+            self._driver.reply(frame)
             return
         slot.close_requests.append(frame.request_id)
         self._end(slot, "")
@@ -237,11 +182,11 @@ class Server:
     def _request(self, frame: frames.Frame) -> None:
         slot = self._slots.get(frame.channel)
         if slot is None or slot.state == ENDING:
-            self._fail(frame.channel, frame.request_id, "there is no such slot")
+            self._driver.fail(frame.channel, frame.request_id, "there is no such slot")
             return
         if not self._has_room_for(frame) or not slot.submit(frame):
             message = "too many requests wait for this slot"
-            self._reply(frame, failure="bad_request", message=message)
+            self._driver.reply(frame, failure="bad_request", message=message)
             return
         self._send_to(slot)
 
@@ -255,11 +200,15 @@ class Server:
         slot = self._slots.get(frame.channel)
         if slot is not None and slot.state != ENDING:
             if slot.cancel(frame):
-                self._fail(frame.channel, frame.request_id, "withdrawn before it began")
+                self._driver.fail(frame.channel, frame.request_id, "withdrawn before it began")
             self._send_to(slot)
 
+    def _snapshot(self, frame: frames.Frame) -> None:
+        assert self._snapshots is not None
+        self._snapshots.take_frame(frame, self._slots.get(frame.channel))
+
     def _ping(self, frame: frames.Frame) -> None:
-        self._reply(frame)
+        self._driver.reply(frame)
 
     def _shutdown(self, frame: frames.Frame) -> None:
         self._shutdown_request = frame.request_id
@@ -289,7 +238,7 @@ class Server:
                 self._end(slot, "its init is gone", hang_up=True)
                 return
             for answer in answers:
-                self._outbox.put(answer)
+                self._driver.put(answer)
             if before or slot.reader.pending:
                 self._budget.update(slot)
         if slot.outbox.size:
@@ -302,6 +251,7 @@ class Server:
         slot.was_starting = slot.state == STARTING
         slot.state = ENDING
         slot.reason = reason
+        slot.died_by_itself = hang_up and not slot.was_starting
         self._loop.unwatch(slot.process.stream.fileno())
         self._budget.update(slot)
         if hang_up:
@@ -327,42 +277,71 @@ class Server:
                 continue
             if pid == slot.process.pid:
                 slot.process.pid = 0
-            if slot.process.left_to_us():
+            if pid == slot.reset_pid:
+                self._reset_ended(slot, proved=status == 0)
+            elif slot.process.left_to_us():
                 self._by_pid[slot.process.init_pid] = slot
                 slot.process.kill()
             else:
                 self._ended(slot, status)
 
     def _ended(self, slot: Slot, status: int) -> None:
-        assert self._launcher is not None
+        """Its init is dead and reaped; what it has left is seen to next."""
         self._end(slot, "its init is gone", hang_up=True)
-        del self._slots[slot.channel]
-        if not slot.process.confined:
+        slot.note_death(status)
+        if self._snapshots is not None:
+            self._snapshots.slot_ended(slot)
+        process = slot.process
+        if not process.confined and (process.parts.home is None or process.is_root):
             # What an init that was killed has left is now below this process, next to the other inits.
             kill_descendants(os.getpid(), spare=self._by_pid)
-        errors = slot.process.error_text()
-        group = slot.process.parts.group
-        out_of_memory = group is not None and group.note_oom_kills()
-        exhausted = out_of_memory and group is not None and group.reached_memory_limit()
-        self._launcher.finish(slot.process)
+        self._reset(slot)
+
+    def _reset(self, slot: Slot) -> None:
+        assert self._launcher is not None
+        slot.resets += 1
+        try:
+            slot.reset_pid = self._launcher.start_reset(slot.process)
+        except OSError as error:
+            _log.warning("slot %s: its reset cannot begin: %s", slot.slot_id, error)
+            self._loop.later(RESET_PAUSE_S, lambda: self._reset_ended(slot, proved=False))
+            return
+        if slot.reset_pid:
+            self._by_pid[slot.reset_pid] = slot
+        else:
+            self._gone(slot)
+
+    def _reset_ended(self, slot: Slot, *, proved: bool) -> None:
+        slot.reset_pid = 0
+        if proved or slot.resets >= RESETS:
+            self._gone(slot, clean=proved)
+        else:
+            self._reset(slot)
+
+    def _gone(self, slot: Slot, *, clean: bool = True) -> None:
+        """Nothing of it is left, or (not `clean`) what it had is never given to another."""
+        assert self._launcher is not None
+        del self._slots[slot.channel]
+        self._launcher.finish(slot.process, reusable=clean and not self._launcher.single_use)
+        reason = slot.reason if clean else slot.reason + NOT_CLEAN
         for request_id in slot.close_requests:
-            self._outbox.put(
-                frames.encode(frames.REPLY, channel=slot.channel, request_id=request_id)
-            )
-        reason = slot.reason or "it was closed"
-        reason += OUT_OF_MEMORY if out_of_memory else _described(status)
-        if errors:
-            reason += ": " + errors
+            if clean:
+                self._driver.put(
+                    frames.encode(frames.REPLY, channel=slot.channel, request_id=request_id)
+                )
+            else:
+                self._driver.fail(slot.channel, request_id, reason)
         if slot.was_starting:
-            self._fail(slot.channel, slot.open_request, reason)
+            self._driver.fail(slot.channel, slot.open_request, reason)
         elif not slot.close_requests:
-            header = _json({"reason": reason, "exhausted": exhausted})
-            self._outbox.put(frames.encode(frames.SLOT_LOST, channel=slot.channel, header=header))
+            self._driver.tell(
+                frames.SLOT_LOST, slot.channel, reason=reason, exhausted=slot.exhausted
+            )
 
     def _end_all(self, reason: str) -> None:
         for slot in list(self._slots.values()):
             self._end(slot, reason)
-        self._loop.unwatch(self._driver.fileno())
+        self._driver.leave()
         self._loop.unwatch(self._owner_fd)
         deadline = time.monotonic() + END_S + 1
         while self._slots and time.monotonic() < deadline:
@@ -371,29 +350,15 @@ class Server:
                 self._loop.run_timers()
             except Ending as again:
                 _log.debug("already ending; also: %s", again)
+        if self._snapshots is not None:
+            self._snapshots.close()
         if self._launcher is not None:
             self._launcher.close()
         self._say_goodbye(reason)
 
     def _say_goodbye(self, reason: str) -> None:
         if self._shutdown_request is not None:
-            self._outbox.put(frames.encode(frames.REPLY, request_id=self._shutdown_request))
+            self._driver.put(frames.encode(frames.REPLY, request_id=self._shutdown_request))
         else:
-            self._outbox.put(frames.encode(frames.CLOSING, header=_json({"reason": reason})))
-        try:
-            self._driver.settimeout(1.0)
-            self._outbox.flush()
-        except OSError:
-            return
-
-
-def _described(status: int) -> str:
-    """A wait status for people; nothing for an ordinary end."""
-    if os.WIFSIGNALED(status):
-        return " (killed by signal %d)" % os.WTERMSIG(status)
-    code = os.WEXITSTATUS(status)
-    return " (exit code %d)" % code if code else ""
-
-
-def _json(values: object) -> bytes:
-    return json.dumps(values, separators=(",", ":")).encode("ascii")
+            self._driver.tell(frames.CLOSING, 0, reason=reason)
+        self._driver.say_last()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Dict, Optional, Tuple, Type, TypeVar
 
-ISOLATIONS = ("bubblewrap", "none")
+ISOLATIONS = ("bubblewrap", "user", "auto", "none")
+"""`user`: a Unix user per slot, for hosts that are containers. `auto`: bubblewrap where it works, else `user`."""
 REQUIREMENTS = ("memory", "processes", "disk", "network", "cpus")
 _T = TypeVar("_T")
 
@@ -28,8 +30,16 @@ class HostSettings:
     open_files: int = 1024
     allow_network: bool = False
     uid_base: int = 200_000
-    """First of the host uids that slots get when the server runs as root. Hosts of one machine need ranges apart."""
+    """First of the host uids that slots get when the server runs as root. Hosts of one machine need ranges apart, also
+    when they are containers: the kernel counts a user's processes over all of them."""
     uid_count: int = 4096
+    """With isolation `user` each slot takes two. None is used again before all were, and then only one whose processes
+    are proved dead."""
+    slot_folders: Tuple[Tuple[str, str], ...] = ()
+    """For isolation `user`: workspace and folder for temporary files of each slot the host may hold at once. Best is a
+    file system of its own size for each. What does not exist is made."""
+    run_as_root: bool = False
+    """For isolation `user` with one slot: its commands run as the container's root, and the slot is opened once."""
     python: str = ""
     """Interpreter for the slots' own init, 3.8 or newer, visible inside. Empty: the system's, else the host's own."""
     readonly_paths: Tuple[str, ...] = ()
@@ -38,6 +48,8 @@ class HostSettings:
     """Limits (of `REQUIREMENTS`) without which the host refuses to start rather than say so in its facts."""
     lease_s: float = 60.0
     """The host ends itself when it has heard nothing for so long."""
+    max_lifetime_s: Optional[float] = None
+    """The host ends itself after so long, whatever it is doing."""
     owner_pid: int = 0
     """The driver's process, watched when it is the host's parent; 0: not watched."""
 
@@ -66,8 +78,24 @@ class HostSettings:
             raise ValueError(
                 "require: %s; known are %s" % (", ".join(sorted(unknown)), ", ".join(REQUIREMENTS))
             )
-        if self.lease_s <= 0 or (self.cpus is not None and self.cpus <= 0):
-            raise ValueError("lease_s and cpus are positive")
+        for name in ("lease_s", "cpus", "max_lifetime_s"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError("%s: %r; it is positive" % (name, value))
+        self._check_folders()
+
+    def _check_folders(self) -> None:
+        paths = [path for pair in self.slot_folders for path in pair]
+        if self.isolation == "user" and not paths:
+            raise ValueError("slot_folders: isolation user needs one pair for each slot")
+        if any(not path.startswith("/") or os.path.normpath(path) != path for path in paths):
+            raise ValueError("slot_folders: %r; plain absolute paths are needed" % (paths,))
+        if any(a != b and (a + "/").startswith(b + "/") for a in paths for b in paths) or len(
+            set(paths)
+        ) < len(paths):
+            raise ValueError("slot_folders: %r; none may lie in another" % (paths,))
+        if self.run_as_root and (self.isolation != "user" or len(self.slot_folders) != 1):
+            raise ValueError("run_as_root is for isolation user with one pair of slot_folders")
 
     def to_json(self) -> Dict[str, Any]:
         """As it goes into the greeting."""
@@ -76,7 +104,8 @@ class HostSettings:
     @staticmethod
     def from_json(values: Dict[str, Any]) -> HostSettings:
         """Read from a greeting. Raises `ValueError` or `TypeError` for what does not fit."""
-        return _from_json(HostSettings, values)
+        pairs = [(workspace, tmp) for workspace, tmp in values.get("slot_folders", ())]
+        return _from_json(HostSettings, dict(values, slot_folders=pairs))
 
 
 @dataclass(frozen=True)
@@ -85,7 +114,7 @@ class HostFacts:
 
     isolation: str
     workspace: str
-    """Where slots have their workspace; without isolation, the folder that holds them."""
+    """Where slots have their workspace; without bubblewrap, the folder that holds them all."""
     kernel: str
     server_python: str
     slot_python: str
@@ -93,6 +122,10 @@ class HostFacts:
     started_as_root: bool = False
     slot_uids: str = ""
     """Host uids that slots run as, `first-last`, or the caller's uid."""
+    run_as_root: bool = False
+    """Whether commands are root of their container."""
+    single_use: bool = False
+    """Whether the host opens a slot once, and no other after it."""
     pid_namespace: bool = False
     seccomp: bool = False
     no_new_privs: bool = False
@@ -109,6 +142,11 @@ class HostFacts:
     process_limit: str = ""
     disk_limit: str = ""
     cpu_limit: str = ""
+    bash: str = ""
+    """Path inside the slots of what a persistent shell needs; empty: not installed. Likewise `tmux`, for a terminal."""
+    tmux: str = ""
+    snapshot: str = ""
+    """How slots are restored from a snapshot: `overlay` (nothing is copied before it is written to) or `copy`."""
     gives_up: Tuple[str, ...] = ()
     """What is not protected here, a sentence each."""
 

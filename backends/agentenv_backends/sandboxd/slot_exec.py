@@ -9,9 +9,9 @@ import select
 import time
 
 from .frames import MAYBE_OOM
-from .lean import SIGINFO_SIZE, SIGKILL, SIGSTOP, write_all
+from .lean import SIGKILL, write_all
 from .refusal import RefusedError, from_os_error
-from .slot_processes import reap
+from .slot_capture import CHUNK, LAST_READS, MAX_OUTPUT, Capture, enlarge_pipe, packed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,58 +19,20 @@ if TYPE_CHECKING:
 
     from .slot_files import Workspace
     from .slot_init import Link
-    from .slot_processes import Descendants, PidNamespace
+    from .slot_processes import Descendants, OneUser, PidNamespace
+    from .slot_spawn import Spawner
+    from .slot_watch import Watch
 
 DRAIN_S = 0.1
 """How long output is still awaited after the main process exited, when something keeps a pipe open."""
 MAX_ARGUMENT = 100_000
 """Longer commands become a script on a memory file: the kernel takes 128 KiB for one argument."""
-MAX_OUTPUT = 16 << 20
-_CHUNK = 1 << 16
-_LARGE_PIPE = 1 << 20
-_LAST_READS = _LARGE_PIPE // _CHUNK + 2
-_F_SETPIPE_SZ = 1031
 _F_ADD_SEALS, _ALL_SEALS = 1033, 0xF
 _ALLOW_SEALING = 2
 _MAX_WAIT_S = 3600.0
 """A poll takes no more than 24 days; a longer wait is many."""
-_ALL_SIGNALS = tuple(number for number in range(1, 32) if number not in (SIGKILL, SIGSTOP))
-"""What the host or its driver ignores is no matter of a command's: a shell could not even trap it."""
 _CHILD_OOM_SCORE = 900
 _POLLIN = select.POLLIN
-
-
-class Capture:
-    """The first and the last bytes of a stream of any length."""
-
-    __slots__ = ("_head", "_head_room", "_tail", "_tail_cap", "total")
-
-    def __init__(self, cap: int) -> None:
-        self._head_room = cap - cap // 2
-        self._tail_cap = cap // 2
-        self._head: List[bytes] = []
-        self._tail = bytearray()
-        self.total = 0
-
-    def add(self, data: bytes) -> None:
-        """Take in the next bytes."""
-        self.total += len(data)
-        room = self._head_room
-        if room:
-            self._head.append(data[:room])
-            self._head_room = max(0, room - len(data))
-            data = data[room:]
-        if data and self._tail_cap:
-            self._tail += data[-self._tail_cap :]
-            if len(self._tail) > 2 * self._tail_cap:
-                del self._tail[: -self._tail_cap]
-
-    def parts(self) -> Tuple[bytes, bytes]:
-        """Head and tail."""
-        if not self.total:
-            return b"", b""
-        tail = self._tail[-self._tail_cap :] if self._tail_cap else b""
-        return b"".join(self._head), bytes(tail)
 
 
 class OomScore:
@@ -132,12 +94,12 @@ class Executor:
         self,
         link: Link,
         workspace: Workspace,
-        processes: Union[PidNamespace, Descendants],
+        processes: Union[PidNamespace, OneUser, Descendants],
         *,
         shell: str,
         env: Dict[str, str],
-        child_signals: int,
-        oom_score: OomScore,
+        watch: Watch,
+        spawner: Spawner,
     ) -> None:
         self._link = link
         self._workspace = workspace
@@ -145,12 +107,10 @@ class Executor:
         self._shell = shell
         self._name = shell.rpartition("/")[2]
         self._env = env
-        self._child_signals = child_signals
-        self._oom_score = oom_score
+        self._watch = watch
+        self._poll = watch.poll
+        self._spawner = spawner
         self._null = os.open("/dev/null", os.O_RDWR)
-        self._poll = select.poll()
-        self._poll.register(child_signals, _POLLIN)
-        self._poll.register(link.fd, _POLLIN)
 
     def execute(
         self, request_id: int, header: Dict[str, Any], body: bytes
@@ -213,7 +173,7 @@ class Executor:
                 actions.append((os.POSIX_SPAWN_DUP2, script, 3))
                 arguments[1:] = ["/dev/fd/3"]
             env = dict(self._env, **extra_env) if extra_env else self._env
-            run.pid = self._spawn_child(arguments, env, actions)
+            run.pid = self._spawner.spawn(self._shell, arguments, env, actions)
             for descriptor in (out, err, out_end, err_end):
                 opened.remove(descriptor)
         finally:
@@ -223,21 +183,6 @@ class Executor:
         run.ends = (out_end, err_end)
         self._poll.register(out, _POLLIN)
         self._poll.register(err, _POLLIN)
-
-    def _spawn_child(self, arguments: Any, env: Dict[str, str], actions: Any) -> int:
-        self._oom_score.raise_for_children()
-        try:
-            return os.posix_spawn(
-                self._shell,
-                arguments,
-                env,
-                file_actions=actions,
-                setsid=True,
-                setsigmask=(),
-                setsigdef=_ALL_SIGNALS,
-            )
-        finally:
-            self._oom_score.restore()
 
     # --- following ------------------------------------------------------------------------------------------------
 
@@ -251,9 +196,11 @@ class Executor:
             for fd, events in self._poll.poll(min(left, _MAX_WAIT_S) * 1000 + 1):
                 if fd in run.streams:
                     self._read(run, fd, events)
-                elif fd == self._child_signals:
-                    os.read(fd, SIGINFO_SIZE)
+                elif fd == self._watch.child_signals:
+                    self._watch.read_child_signal()
                     self._reap(run)
+                elif fd != self._watch.link_fd:
+                    self._watch.handle(fd, events)
                 elif self._link.cancelled(request_id):
                     return "cancelled"
             if run.status is not None and not outcome:
@@ -265,15 +212,15 @@ class Executor:
         """Take in what has come; False when there was nothing."""
         # A bare hang-up has nothing to read.
         try:
-            data = os.read(fd, _CHUNK) if events & _POLLIN else b""
+            data = os.read(fd, CHUNK) if events & _POLLIN else b""
         except BlockingIOError:
             return False
         if not data:
             self._close(run, fd)
             return True
         capture = run.streams[fd]
-        if len(data) == _CHUNK and capture.total == 0:
-            _enlarge_pipe(fd)
+        if len(data) == CHUNK and capture.total == 0:
+            enlarge_pipe(fd)
         capture.add(data)
         return True
 
@@ -283,7 +230,7 @@ class Executor:
         os.close(fd)
 
     def _reap(self, run: Run) -> None:
-        ended, run.none_left = reap(block=False)
+        ended, run.none_left = self._processes.reap()
         self._note(run, ended)
 
     def _note(self, run: Run, ended: List[Tuple[int, int]]) -> None:
@@ -297,12 +244,12 @@ class Executor:
 
     def _clean(self, run: Run) -> None:
         if not run.none_left:
-            ended = self._processes.kill_all()
+            ended = self._processes.kill_leftovers()
             self._note(run, ended)
             run.killed = sum(pid != run.pid and was_killed(status) for pid, status in ended)
         # What the dead had written is still in the pipes; nobody holds their other ends now.
         for fd in list(run.streams):
-            for _ in range(_LAST_READS):
+            for _ in range(LAST_READS):
                 if fd not in run.streams or not self._read(run, fd, _POLLIN):
                     break
             if fd in run.streams:
@@ -320,21 +267,15 @@ def _answer(run: Run, outcome: str) -> Tuple[bytes, bytes, int]:
             code = os.WEXITSTATUS(run.status)
         if code == 128 + SIGKILL:
             flags = MAYBE_OOM
-    out_head, out_tail = run.out.parts()
-    err_head, err_tail = run.err.parts()
-    header = b'{"status":"%s","code":%d,"seconds":%.6f,"killed":%d,"sizes":[%d,%d,%d,%d,%d,%d]}' % (
+    sizes, body = packed(run.out, run.err)
+    header = b'{"status":"%s","code":%d,"seconds":%.6f,"killed":%d,"sizes":%s}' % (
         outcome.encode(),
         code,
         time.monotonic() - run.started,
         run.killed,
-        len(out_head),
-        len(out_tail),
-        run.out.total,
-        len(err_head),
-        len(err_tail),
-        run.err.total,
+        sizes,
     )
-    return header, b"".join((out_head, out_tail, err_head, err_tail)), flags
+    return header, body, flags
 
 
 def was_killed(status: int) -> bool:
@@ -363,11 +304,3 @@ def _memory_file(content: bytes) -> int:
         os.close(descriptor)
         raise
     return descriptor
-
-
-def _enlarge_pipe(fd: int) -> None:
-    """A stream that fills its first pipe is a long one: fewer, larger reads. Refusal by the kernel costs only speed."""
-    try:
-        fcntl.fcntl(fd, _F_SETPIPE_SZ, _LARGE_PIPE)
-    except OSError:
-        return

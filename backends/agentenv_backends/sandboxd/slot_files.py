@@ -18,7 +18,7 @@ from .refusal import RefusedError, from_os_error
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, Iterator, List, Tuple
+    from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 MAX_PATH = 4096
 MAX_OFFSET = 1 << 62
@@ -31,8 +31,8 @@ MAX_LISTING_TEXT = 8 << 20
 MAX_DEPTH = 200
 """Folders deeper than this are listed but not entered: each level costs a descriptor."""
 TIME_LIMIT_S = 20.0
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-_FILE = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+FILE_FLAGS = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 
 
 def to_bytes(path: str) -> bytes:
@@ -83,8 +83,14 @@ class Workspace:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.fd = os.open(path, _FOLDER)
+        self.fd = os.open(path, FOLDER_FLAGS)
         self._parts = _components(os.fsencode(path))
+
+    def reopen(self) -> None:
+        """Go on with what has been mounted over the folder since."""
+        fresh = os.open(self.path, FOLDER_FLAGS)
+        os.close(self.fd)
+        self.fd = fresh
 
     # --- walking --------------------------------------------------------------------------------------------------
 
@@ -99,13 +105,13 @@ class Workspace:
         """A descriptor of an existing folder. Raises `RefusedError`."""
         with self.locate(path) as place:
             try:
-                return os.open(place.name, _FOLDER, dir_fd=place.folder)
+                return os.open(place.name, FOLDER_FLAGS, dir_fd=place.folder)
             except OSError as error:
                 raise from_os_error(error, show(path)) from error
 
     def open_file(self, place: Place, path: str, flags: int) -> int:
         """Open a regular file and nothing else, without ever blocking on it. Raises `RefusedError` or `OSError`."""
-        descriptor = os.open(place.name, flags | _FILE, 0o644, dir_fd=place.folder)
+        descriptor = os.open(place.name, flags | FILE_FLAGS, 0o644, dir_fd=place.folder)
         mode = os.fstat(descriptor).st_mode
         if stat.S_ISREG(mode):
             return descriptor
@@ -129,7 +135,7 @@ class Workspace:
                 descriptor = self.open_file(place, path, os.O_RDONLY)
                 try:
                     size = os.fstat(descriptor).st_size
-                    content = _read_range(descriptor, offset, limit)
+                    content = read_range(descriptor, offset, limit)
                     digest = _sha256(descriptor, size, path) if header.get("sha256") else None
                 finally:
                     os.close(descriptor)
@@ -152,7 +158,7 @@ class Workspace:
                 if header.get("append"):
                     self._append(place, path, content)
                 else:
-                    self._replace(place, path, content)
+                    self.replace(place, path, content)
             except OSError as error:
                 raise from_os_error(error, show(path)) from error
         return b'{"written":%d}' % len(content), b""
@@ -169,33 +175,40 @@ class Workspace:
         finally:
             os.close(descriptor)
 
-    def _replace(self, place: Place, path: str, content: bytes) -> None:
-        mode = self._mode_of_existing(place, path)
+    def replace(self, place: Place, path: str, content: bytes) -> None:
+        """Write a file whole or not at all; one that is there leaves it its mode and owner.
+
+        Raises `RefusedError` or `OSError`.
+        """
+        mode, owner = self._existing(place, path)
         name = b".agentenv-%d-%d" % (os.getpid(), time.monotonic_ns())
         descriptor = os.open(
-            name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FILE, mode, dir_fd=place.folder
+            name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | FILE_FLAGS, mode, dir_fd=place.folder
         )
         try:
             try:
+                if owner is not None:
+                    _give_to(descriptor, owner, path)
                 os.fchmod(descriptor, mode)
                 write_all(descriptor, content)
             finally:
                 os.close(descriptor)
             os.rename(name, place.name, src_dir_fd=place.folder, dst_dir_fd=place.folder)
-        except OSError:
+        except (OSError, RefusedError):
             os.unlink(name, dir_fd=place.folder)
             raise
 
-    def _mode_of_existing(self, place: Place, path: str) -> int:
-        """Opening what is there for writing asks the kernel what a plain write would have been told."""
+    def _existing(self, place: Place, path: str) -> Tuple[int, Optional[Tuple[int, int]]]:
+        """Mode and owner. Opening what is there for writing asks the kernel what a plain write would have been told."""
         try:
             descriptor = self.open_file(place, path, os.O_WRONLY)
         except FileNotFoundError:
-            return 0o644
+            return 0o644, None
         try:
-            return stat.S_IMODE(os.fstat(descriptor).st_mode)
+            info = os.fstat(descriptor)
         finally:
             os.close(descriptor)
+        return stat.S_IMODE(info.st_mode), (info.st_uid, info.st_gid)
 
     def list_folder(self, header: Dict[str, Any]) -> Tuple[bytes, bytes]:
         """Entries of a folder, or of all below it."""
@@ -284,12 +297,12 @@ class _Walk:
         if self._steps > MAX_STEPS:
             raise RefusedError("bad_request", "%s: too long a way" % show(self._path))
         try:
-            below = os.open(name, os.O_PATH | _FOLDER, dir_fd=self._fd)
+            below = os.open(name, os.O_PATH | FOLDER_FLAGS, dir_fd=self._fd)
         except FileNotFoundError:
             if not self._make_parents:
                 raise
             os.mkdir(name, 0o755, dir_fd=self._fd)
-            below = os.open(name, os.O_PATH | _FOLDER, dir_fd=self._fd)
+            below = os.open(name, os.O_PATH | FOLDER_FLAGS, dir_fd=self._fd)
         os.close(self._fd)
         self._fd = below
         self._trail.append(name)
@@ -320,7 +333,7 @@ def walk(place: Place, *, recursive: bool) -> Iterator[Tuple[int, bytes, bytes, 
 
     Links are entries, never followed. What vanishes meanwhile is left out; so are folders that may not be read.
     """
-    top = os.open(place.name, _FOLDER, dir_fd=place.folder)
+    top = os.open(place.name, FOLDER_FLAGS, dir_fd=place.folder)
     start = b"/".join(place.trail)
     pending: List[Tuple[int, bytes, List[bytes]]] = [(top, start, _names(top))]
     try:
@@ -347,7 +360,7 @@ def walk(place: Place, *, recursive: bool) -> Iterator[Tuple[int, bytes, bytes, 
 
 def _open_below(folder: int, name: bytes) -> int:
     try:
-        return os.open(name, _FOLDER, dir_fd=folder)
+        return os.open(name, FOLDER_FLAGS, dir_fd=folder)
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         return -1
 
@@ -390,7 +403,21 @@ def _kind(mode: int) -> str:
     return "link" if stat.S_ISLNK(mode) else "other"
 
 
-def _read_range(descriptor: int, offset: int, limit: int) -> bytes:
+def _give_to(descriptor: int, owner: Tuple[int, int], path: str) -> None:
+    """Make a new file its predecessor's owner's."""
+    info = os.fstat(descriptor)
+    if (info.st_uid, info.st_gid) == owner:
+        return
+    try:
+        os.fchown(descriptor, *owner)
+    except OSError as error:
+        raise RefusedError(
+            "permission_denied", "%s: belongs to another user, who would lose it" % show(path)
+        ) from error
+
+
+def read_range(descriptor: int, offset: int, limit: int) -> bytes:
+    """Up to `limit` bytes from `offset` on. Raises `OSError`."""
     chunks = []
     while limit > 0:
         chunk = os.pread(descriptor, min(limit, 1 << 20), offset)

@@ -1,8 +1,8 @@
 """The first process of a slot: takes requests one at a time, answers them, and is the only thing that stays.
 
 Under bubblewrap it is pid 1 of the slot's pid namespace, so nothing inside can signal it, and when it ends the kernel
-ends everything else. It makes itself uninspectable, so commands of the same user can neither trace it nor reach its
-descriptors: a slot cannot forge its own results.
+ends everything else; where slots are users it is a user apart (`slot_user.py`). It makes itself uninspectable, so
+commands of the same user can neither trace it nor reach its descriptors: a slot cannot forge its own results.
 """
 
 from __future__ import annotations
@@ -23,11 +23,16 @@ from .lean import (
 from .refusal import RefusedError
 from .slot_exec import Executor, OomScore
 from .slot_files import Workspace
-from .slot_processes import Descendants, PidNamespace
+from .slot_processes import Descendants, OneUser, PidNamespace
+from .slot_spawn import Spawner
+from .slot_user import SlotUser
+from .slot_watch import Watch
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, List, Tuple, Union
+    from typing import Any, Callable, Dict, List, Optional, Tuple, Union
+
+    from .slot_terminals import Terminals
 
     Answer = Tuple[bytes, bytes, int]
 
@@ -36,6 +41,9 @@ MAX_REMEMBERED_BYTES = 256 << 10
 MAX_REMEMBERED_ANSWER = 1 << 20
 MAX_REMEMBERED = 16
 _READ_SIZE = 1 << 16
+_ONLY_READING = frozenset(("read", "list", "archive", "view", "glob", "grep"))
+_TERMINAL_OPERATIONS = frozenset(("shell", "tmux", "recording"))
+_MSG_CMSG_CLOEXEC = 0x40000000
 
 
 class HostGoneError(Exception):
@@ -49,6 +57,11 @@ class Link:
         self.fd = fd
         self._reader = frames.FrameReader()
         self._waiting: List[frames.Frame] = []
+
+    @property
+    def has_waiting(self) -> bool:
+        """Whether `next` gives a frame at once."""
+        return bool(self._waiting)
 
     def next(self) -> frames.Frame:
         """The next frame. Raises `HostGoneError`."""
@@ -71,6 +84,20 @@ class Link:
             write_all(self.fd, data)
         except (BrokenPipeError, ConnectionResetError) as error:
             raise HostGoneError from error
+
+    def receive_descriptor(self, channel: int) -> int:
+        """Have the host pass a descriptor, in the middle of a request of its own. Raises `HostGoneError`."""
+        import _socket  # noqa: PLC0415 - few slots ever need it
+
+        self.send(frames.encode(frames.READY, channel=channel))
+        stream = _socket.socket(fileno=self.fd)
+        try:
+            _, extra, _, _ = stream.recvmsg(1, _socket.CMSG_SPACE(4), _MSG_CMSG_CLOEXEC)
+        finally:
+            stream.detach()
+        if not extra:
+            raise HostGoneError
+        return int.from_bytes(extra[0][2][:4], sys.byteorder)
 
     def _receive(self) -> None:
         try:
@@ -117,36 +144,50 @@ class SlotInit:
     def __init__(self, link: Link, setup: Dict[str, Any]) -> None:
         self._link = link
         self._in_namespace = setup["isolation"] == "bubblewrap"
-        self._processes = PidNamespace() if self._in_namespace else Descendants()
-        oom_score = OomScore()
+        _limit_processes(setup.get("max_processes"))
+        user = SlotUser(*setup["user"]) if setup.get("user") else None
+        self._processes = _processes_of_slot(self._in_namespace, user)
+        self._oom_score = OomScore()
+        if user is not None:
+            user.become_init()
         prctl(PR_SET_DUMPABLE, 0)
         if not self._in_namespace:
             prctl(PR_SET_CHILD_SUBREAPER, 1)
-        _limit_processes(setup.get("max_processes"))
         self._folder: str = setup["folder"]
         self._workspace = Workspace(setup["workspace"])
         os.chdir(setup["workspace"])
+        self._watch = Watch(link.fd, child_signals())
+        self._spawner = Spawner(self._oom_score, user)
         self._executor = Executor(
             link,
             self._workspace,
             self._processes,
             shell=_shell(),
             env=setup["env"],
-            child_signals=child_signals(),
-            oom_score=oom_score,
+            watch=self._watch,
+            spawner=self._spawner,
         )
+        self._terminals: Optional[Terminals] = None
+        self._env: Dict[str, str] = setup["env"]
         self._memory = Memory()
         self._operations: Dict[str, Callable[[Dict[str, Any], bytes], Tuple[bytes, bytes]]] = {
             "read": lambda header, _: self._workspace.read(header),
             "write": self._workspace.write,
             "list": lambda header, _: self._workspace.list_folder(header),
             "archive": self._archive,
+            "edit": self._edit,
+            "view": self._view,
             "kill": self._kill,
+            "reopen": self._reopen,
+            "pack": self._pack,
+            "unpack": self._unpack,
         }
 
     def serve(self) -> None:
         """Answer requests, one after the other. Ends by `HostGoneError`."""
         while True:
+            if self._terminals is not None and not self._link.has_waiting:
+                self._terminals.idle()
             frame = self._link.next()
             if frame.kind == frames.REQUEST:
                 header, body, flags = self._answer(frame)
@@ -162,18 +203,19 @@ class SlotInit:
                 )
 
     def end(self) -> None:
-        """Leave nothing behind: a pid namespace sees to that itself."""
+        """Leave nothing behind: a pid namespace sees to that itself; a user's folders are the host's to empty."""
         if not self._in_namespace:
+            self._processes.kill_all()
+        if self._folder:
             from .trees import remove_tree  # noqa: PLC0415 - few slots ever need it
 
-            self._processes.kill_all()
             os.chdir("/")
             remove_tree(self._folder)
 
     def _answer(self, frame: frames.Frame) -> Answer:
         header = json_loads(frame.header.decode("ascii"))
         operation = header["op"]
-        if operation in ("read", "list", "archive"):
+        if operation in _ONLY_READING:
             return self._run(frame.request_id, header, frame.body)
         key = header.get("key", frame.request_id)
         answer = self._memory.find(key)
@@ -186,6 +228,10 @@ class SlotInit:
         try:
             if header["op"] == "exec":
                 return self._executor.execute(request_id, header, body)
+            if header["op"] in _TERMINAL_OPERATIONS:
+                return self._use_terminals(request_id, header, body)
+            if header["op"] in ("glob", "grep"):
+                return (*self._search(request_id, header), 0)
             return (*self._operations[header["op"]](header, body), 0)
         except RefusedError as failure:
             return json_dumps({"failure": failure.kind, "message": failure.message}), b"", 0
@@ -195,12 +241,82 @@ class SlotInit:
 
         return pack(self._workspace, header)
 
+    def _edit(self, header: Dict[str, Any], body: bytes) -> Tuple[bytes, bytes]:
+        from .slot_edit import edit  # noqa: PLC0415 - few slots ever need it
+
+        return edit(self._workspace, header, body)
+
+    def _view(self, header: Dict[str, Any], _: bytes) -> Tuple[bytes, bytes]:
+        from .slot_edit import view  # noqa: PLC0415 - few slots ever need it
+
+        return view(self._workspace, header)
+
+    def _search(self, request_id: int, header: Dict[str, Any]) -> Tuple[bytes, bytes]:
+        from . import slot_search  # noqa: PLC0415 - few slots ever need it
+        from .slot_child import run_in_child  # noqa: PLC0415
+
+        search = slot_search.glob if header["op"] == "glob" else slot_search.grep
+        return run_in_child(
+            lambda: search(self._workspace, header),
+            link=self._link,
+            request_id=request_id,
+            timeout_s=header["timeout"],
+            oom_score=self._oom_score,
+        )
+
+    def _use_terminals(self, request_id: int, header: Dict[str, Any], body: bytes) -> Answer:
+        if self._terminals is None:
+            from .slot_session import Surroundings  # noqa: PLC0415 - few slots ever need it
+            from .slot_terminals import Terminals  # noqa: PLC0415
+
+            self._terminals = Terminals(
+                Surroundings(self._link, self._watch, self._processes, self._spawner, self._env)
+            )
+        return self._terminals.answer(request_id, header, body)
+
+    def _reopen(self, _: Dict[str, Any], __: bytes) -> Tuple[bytes, bytes]:
+        """The host has mounted something over the workspace."""
+        self._workspace.reopen()
+        os.chdir(self._workspace.path)
+        return b"{}", b""
+
+    def _pack(self, header: Dict[str, Any], _: bytes) -> Tuple[bytes, bytes]:
+        from .slot_snapshot import pack  # noqa: PLC0415 - few slots ever need it
+
+        target = self._link.receive_descriptor(header["channel"])
+        try:
+            entries = pack(self._workspace.fd, target, header["max"])
+        finally:
+            os.close(target)
+        return b'{"entries":%d}' % entries, b""
+
+    def _unpack(self, header: Dict[str, Any], _: bytes) -> Tuple[bytes, bytes]:
+        from .slot_snapshot import unpack  # noqa: PLC0415 - few slots ever need it
+
+        source = self._link.receive_descriptor(header["channel"])
+        try:
+            entries = unpack(self._workspace.fd, source)
+        finally:
+            os.close(source)
+        return b'{"entries":%d}' % entries, b""
+
     def _kill(self, _: Dict[str, Any], __: bytes) -> Tuple[bytes, bytes]:
-        return b'{"killed":%d}' % len(self._processes.kill_all()), b""
+        killed = len(self._processes.kill_all())
+        if self._terminals is not None:
+            self._terminals.end()
+        return b'{"killed":%d}' % killed, b""
+
+
+def _processes_of_slot(
+    in_namespace: bool, user: Union[SlotUser, None]
+) -> Union[PidNamespace, OneUser, Descendants]:
+    if in_namespace:
+        return PidNamespace()
+    return Descendants() if user is None or user.is_root else OneUser(user)
 
 
 def _limit_processes(limit: Union[int, None]) -> None:
-    """Set inside the slot's user namespace, where the kernel counts that namespace's processes alone."""
+    """Counted are the processes of the slot's user namespace, or of its user: never those of others."""
     if limit:
         import resource  # noqa: PLC0415 - few slots ever need it
 
@@ -242,4 +358,4 @@ def _report(settings: Dict[str, Any]) -> Dict[str, Any]:
         return {}
     from .slot_report import report  # noqa: PLC0415 - few slots ever need it
 
-    return report(settings["workspace"])
+    return report(settings["workspace"], settings["env"]["PATH"])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
+from .lean import find_program
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Dict
@@ -12,12 +14,13 @@ if TYPE_CHECKING:
 _WATCHED = ("/proc/sys/kernel/core_pattern", "/proc/sys/kernel/modprobe", "/proc/sys/vm/swappiness")
 
 
-def report(workspace: str) -> Dict[str, Any]:
+def report(workspace: str, path: str) -> Dict[str, Any]:
     """Facts as seen by the slot's init, which has the same identity and confinement as its commands."""
     status = _status()
     usage = os.statvfs(workspace)
     return {
         "pid": os.getpid(),
+        "ids": os.getresuid(),
         "seccomp": status.get("Seccomp") == "2",
         "no_new_privs": status.get("NoNewPrivs") == "1",
         "no_capabilities": int(status.get("CapEff", "1"), 16) == 0,
@@ -27,6 +30,8 @@ def report(workspace: str) -> Dict[str, Any]:
         "dev_readonly": bool(os.statvfs("/dev").f_flag & os.ST_RDONLY),
         "workspace_bytes": usage.f_blocks * usage.f_frsize,
         "python": "%d.%d.%d" % sys.version_info[:3],
+        "bash": find_program("bash", path),
+        "tmux": find_program("tmux", path),
     }
 
 

@@ -3,23 +3,38 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import struct
 from collections import deque
-from typing import Deque, List, Optional
+from typing import Any, Callable, Deque, Dict, List, Optional, Union
 
 from . import frames
-from .launcher import SlotProcess
 from .outbox import Outbox
+from .process import SlotProcess
 
+OUT_OF_MEMORY = ": the slot used up its memory and the kernel killed it"
+"""Tells the end that a command can bring upon its own slot from all others."""
 STARTING, SERVING, ENDING = "starting", "serving", "ending"
 MAX_QUEUED = 64
-_CREDENTIALS = struct.Struct("3i")
 _RECEIVE = 1 << 18
+_FIRST_OWN_REQUEST = 1 << 63
+"""Numbers of requests that the host makes itself; a driver never gets that far."""
 
 
 class SlotBrokenError(Exception):
     """What a slot said is not what a slot says: it is ended."""
+
+
+class HostWork:
+    """What the host itself does with a slot, in its turn among the requests: nothing else reaches the slot then."""
+
+    __slots__ = ("begin", "raw", "request_id")
+
+    def __init__(self, request_id: int, begin: Callable[[], None]) -> None:
+        self.request_id = request_id
+        self.begin = begin
+        self.raw = b""
 
 
 class Slot:
@@ -32,21 +47,47 @@ class Slot:
         self.state = STARTING
         self.was_starting = False
         """Whether it ended before it could serve."""
+        self.was_used = False
+        """Whether anything was done in it yet."""
         self.writing = False
         """Whether the loop watches for room in the stream."""
         self.open_request = open_request
         self.close_requests: List[int] = []
         self.reason = ""
-        self.outbox = Outbox(process.stream)
+        self.died_by_itself = False
+        """Whether nothing here had it end."""
+        self.exhausted = False
+        """Whether it ended by the doing of what ran in it."""
+        self.reset_pid = 0
+        """The process that proves that nothing of it is left."""
+        self.resets = 0
+        self.outbox = Outbox(process.stream.fileno())
         self.reader = frames.FrameReader()
-        self._queue: Deque[frames.Frame] = deque()
+        self._queue: Deque[Union[frames.Frame, HostWork]] = deque()
         self._current: Optional[int] = None
+        self._work: Optional[HostWork] = None
+        self._own_requests = _FIRST_OWN_REQUEST
+        self._on_answer: Optional[Callable[[frames.Frame], None]] = None
+        self._descriptor = -1
         self.queued_bytes = 0
         process.stream.setblocking(False)
         self.outbox.put(frames.encode(frames.SETUP, channel=channel, header=process.setup))
 
-    def submit(self, frame: frames.Frame) -> bool:
-        """Take a request on; False when too many wait already. Send with `flush` afterwards."""
+    def note_death(self, status: int) -> None:
+        """Its init has ended with that wait status: complete the reason. Call once, while the kernel's counts stand."""
+        errors, memory = self.process.error_text(), self.process.memory
+        self.process.pid = self.process.init_pid = 0
+        out_of_memory = memory is not None and memory.note_oom_kills()
+        used_up = out_of_memory and memory is not None and memory.reached_memory_limit()
+        # Root of a container can end any process there; nobody else wants this one's end.
+        self.exhausted = used_up or (self.process.is_root and self.died_by_itself)
+        self.reason = self.reason or "it was closed"
+        self.reason += OUT_OF_MEMORY if out_of_memory else _described(status)
+        if errors:
+            self.reason += ": " + errors
+
+    def submit(self, frame: Union[frames.Frame, HostWork]) -> bool:
+        """Take a request or the host's own work on; False when too many wait already. Flush the outbox afterwards."""
         if self._current is None and self.state == SERVING:
             self._dispatch(frame)
             return True
@@ -59,7 +100,8 @@ class Slot:
     def cancel(self, frame: frames.Frame) -> bool:
         """Withdraw a request. True when it had not begun, so that it ends here and now."""
         if frame.request_id == self._current:
-            self.outbox.put(frame.raw)
+            if self._work is None:
+                self.outbox.put(frame.raw)
             return False
         for waiting in self._queue:
             if waiting.request_id == frame.request_id:
@@ -68,6 +110,51 @@ class Slot:
                 return True
         return False
 
+    # --- the host's own work --------------------------------------------------------------------------------------
+
+    def ask(
+        self,
+        header: Dict[str, Any],
+        on_answer: Callable[[frames.Frame], None],
+        descriptor: int = -1,
+    ) -> None:
+        """Have the init do something as part of the host's own work; it may ask for `descriptor`."""
+        self._own_requests += 1
+        self._on_answer, self._descriptor = on_answer, descriptor
+        text = json.dumps(dict(header, channel=self.channel)).encode("ascii")
+        self.outbox.put(
+            frames.encode(
+                frames.REQUEST,
+                channel=self.channel,
+                request_id=self._own_requests,
+                header=text,
+            )
+        )
+
+    def finish_work(self) -> None:
+        """The host's own work is done: requests go on. Flush the outbox afterwards."""
+        self._work = self._on_answer = None
+        self._next()
+
+    def _accept_own(self, frame: frames.Frame) -> bytes:
+        """What the init says during the host's own work; none of it is for the driver."""
+        on_answer = self._on_answer
+        if frame.kind == frames.READY and self._descriptor >= 0:
+            rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", self._descriptor))
+            self._descriptor = -1
+            try:
+                self.process.stream.sendmsg([b"\0"], [rights])
+            except OSError as error:
+                raise SlotBrokenError("it took no descriptor: %s" % error) from error
+        elif frame.kind == frames.REPLY and frame.request_id == self._own_requests and on_answer:
+            self._on_answer = None
+            on_answer(frame)
+        else:
+            raise SlotBrokenError("an answer that nobody asked for")
+        return b""
+
+    # --- answers --------------------------------------------------------------------------------------------------
+
     def receive(self) -> Optional[List[bytes]]:
         """Answers that have arrived, ready for the driver; None when the slot's end is closed.
 
@@ -75,7 +162,7 @@ class Slot:
         """
         try:
             if self.state == STARTING:
-                data = self._receive_first()
+                data = self.process.receive_first(_RECEIVE)
             else:
                 data = self.process.stream.recv(_RECEIVE)
         except BlockingIOError:
@@ -85,32 +172,24 @@ class Slot:
         if not data:
             return None
         try:
-            return [self._accept(frame) for frame in self.reader.feed(data)]
+            answers = [self._accept(frame) for frame in self.reader.feed(data)]
         except frames.FrameError as error:
             raise SlotBrokenError(str(error)) from error
-
-    def _receive_first(self) -> bytes:
-        """The kernel vouches for the sender's process id, as seen from here."""
-        data, extra, _, _ = self.process.stream.recvmsg(
-            _RECEIVE, socket.CMSG_SPACE(_CREDENTIALS.size)
-        )
-        for level, kind, content in extra:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_CREDENTIALS and data:
-                self.process.init_pid = _CREDENTIALS.unpack(content)[0]
-        self.process.stream.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 0)
-        return data
+        return [answer for answer in answers if answer]
 
     def _accept(self, frame: frames.Frame) -> bytes:
         if frame.channel != self.channel:
             raise SlotBrokenError("a frame for channel %d" % frame.channel)
         if self.state == STARTING and frame.kind == frames.READY:
             return self._ready()
+        if self._work is not None:
+            return self._accept_own(frame)
         if frame.kind != frames.REPLY or frame.request_id != self._current:
             raise SlotBrokenError("an answer that nobody asked for")
         raw = frame.raw
-        group = self.process.parts.group
+        memory = self.process.memory
         if frame.flags:
-            oom = frame.flags == frames.MAYBE_OOM and group is not None and group.note_oom_kills()
+            oom = frame.flags == frames.MAYBE_OOM and memory is not None and memory.note_oom_kills()
             raw = frames.with_flags(raw, frames.WAS_OOM if oom else 0)
         self._next()
         return raw
@@ -130,8 +209,21 @@ class Slot:
             self.queued_bytes -= len(frame.raw)
             self._dispatch(frame)
 
-    def _dispatch(self, frame: frames.Frame) -> None:
-        if self.process.parts.group is not None:
-            self.process.parts.group.note_oom_kills()
+    def _dispatch(self, frame: Union[frames.Frame, HostWork]) -> None:
+        if isinstance(frame, HostWork):
+            self._current, self._work = frame.request_id, frame
+            frame.begin()
+            return
+        self.was_used = True
+        if self.process.memory is not None:
+            self.process.memory.note_oom_kills()
         self._current = frame.request_id
         self.outbox.put(frame.raw)
+
+
+def _described(status: int) -> str:
+    """A wait status for people; nothing for an ordinary end."""
+    if os.WIFSIGNALED(status):
+        return " (killed by signal %d)" % os.WTERMSIG(status)
+    code = os.WEXITSTATUS(status)
+    return " (exit code %d)" % code if code else ""

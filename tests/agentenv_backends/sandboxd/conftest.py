@@ -4,6 +4,7 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import pytest_asyncio
 
 from agentenv_backends.sandboxd.packing import write_zipapp
 from tests.agentenv_backends.sandboxd.harness import RunningHost, launch
@@ -46,3 +47,13 @@ async def start_host(pyz: Path) -> AsyncIterator[Callable[..., Awaitable[Running
 async def host(start_host: Callable[..., Awaitable[RunningHost]]) -> RunningHost:
     """A host with one slot, `a`."""
     return await start_host("a")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def lasting_host(pyz: Path) -> AsyncIterator[RunningHost]:
+    """A host without slots that serves all tests of a module."""
+    if shutil.which("bwrap") is None:
+        pytest.skip("bubblewrap is not installed")
+    host = await launch(pyz)
+    yield host
+    await host.connection.close()

@@ -18,6 +18,7 @@ from agentenv_backends.requests import KillRequest, ListRequest, ReadRequest, Wr
 from agentenv_backends.results import ExecStatus, KillResult, ListResult, ReadResult, WriteResult
 from agentenv_backends.sandboxd.slot_processes import descendants_of
 from tests.agentenv_backends.sandboxd.harness import RunningHost, StartHost, all_gone, owner, until
+from tests.agentenv_backends.sandboxd.terminals import shell, tmux, typed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -143,7 +144,7 @@ async def test_killing_a_slots_init_leaves_no_process_of_the_slot(
 async def test_nothing_of_it_stays_in_the_temporary_folder(start_host: StartHost) -> None:
     host = await start_host("a", isolation="none", run_id="tidy")
     await host.run("touch x $TMPDIR/y")
-    made = f"agentenv-tidy-{host.process.pid}-*"
+    made = f"agentenv-tidy-*-{host.process.pid}-*"
     assert len(list(Path(tempfile.gettempdir()).glob(made))) == 1
     await host.connection.close()
     assert not list(Path(tempfile.gettempdir()).glob(made))
@@ -171,3 +172,8 @@ async def test_server_and_slot_run_on_python_3_8(start_host: StartHost) -> None:
     assert isinstance(listed, ListResult)
     assert [entry.path for entry in listed.entries] == ["d", "d/f"]
     assert await host.refused(ReadRequest("../x")) == "outside_workspace"
+    await shell(host, "x=5; sleep 100 &")
+    assert (await shell(host, "echo $x; sleep 100", 0.2)).stdout.text() == "5\n"
+    await tmux(host, "start")
+    assert "\n42\n" in await typed(host, "echo $((6*7))", "Enter")
+    assert await host.execute(KillRequest()) == KillResult(5)

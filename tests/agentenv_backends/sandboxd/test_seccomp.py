@@ -5,7 +5,12 @@ import struct
 
 import pytest
 
-from agentenv_backends.sandboxd.seccomp import DENIED, UnsupportedMachineError, filter_program
+from agentenv_backends.sandboxd.seccomp import (
+    DENIED,
+    PRIORITY_CALLS,
+    UnsupportedMachineError,
+    filter_program,
+)
 
 ALLOW, KILL = 0x7FFF0000, 0x80000000
 DENY, ABSENT = 0x00050000 | errno.EPERM, 0x00050000 | errno.ENOSYS
@@ -15,11 +20,13 @@ CLONE = {"x86_64": 56, "aarch64": 220}
 PRLIMIT = {"x86_64": 302, "aarch64": 261}
 
 
-def verdict(machine: str, number: int, *arguments: int, arch: int | None = None) -> int:
+def verdict(
+    machine: str, number: int, *arguments: int, arch: int | None = None, init: int = 1
+) -> int:
     """Run the filter over one system call, as the kernel would."""
     arguments = (*arguments, *[0] * (6 - len(arguments)))
     data = struct.pack("=IIQ6Q", number, ARCH[machine] if arch is None else arch, 0, *arguments)
-    program = [struct.unpack("=HBBI", i) for i in batched(filter_program(machine), 8)]
+    program = [struct.unpack("=HBBI", i) for i in batched(filter_program(machine, init=init), 8)]
     position, accumulator = 0, 0
     while True:
         code, if_true, if_false, value = program[position]
@@ -83,6 +90,23 @@ def test_terminal_injection_is_denied_whatever_the_high_bits_are(
 def test_limits_of_other_processes_cannot_be_changed(machine: str) -> None:
     assert verdict(machine, PRLIMIT[machine], 0, 7) == ALLOW
     assert verdict(machine, PRLIMIT[machine], 1, 7) == DENY
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+@pytest.mark.parametrize("name", PRIORITY_CALLS)
+def test_a_command_can_slow_down_itself_but_not_its_init(machine: str, name: str) -> None:
+    numbers, kind = PRIORITY_CALLS[name]
+    number = numbers[list(ARCH).index(machine)]
+    before = () if kind is None else (kind,)
+    assert verdict(machine, number, *before, 0) == ALLOW
+    assert verdict(machine, number, *before, 77) == ALLOW
+    assert verdict(machine, number, *before, 1) == DENY
+    assert verdict(machine, number, *before, 1 | 1 << 32) == DENY
+    assert verdict(machine, number, *before, 1, init=4711) == ALLOW
+    assert verdict(machine, number, *before, 4711, init=4711) == DENY
+    if kind is not None:  # all processes of a user or group, with the init among them
+        assert verdict(machine, number, kind + 1, 0) == DENY
+        assert verdict(machine, number, kind + 2, 0) == DENY
 
 
 def test_foreign_architectures_and_x32_end_the_process() -> None:

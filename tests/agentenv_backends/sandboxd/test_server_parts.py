@@ -22,7 +22,7 @@ from agentenv_backends.sandboxd.launcher import Launcher
 from agentenv_backends.sandboxd.outbox import Outbox
 from agentenv_backends.sandboxd.reading import ReadingBudget
 from agentenv_backends.sandboxd.settings import HostFacts, HostSettings
-from agentenv_backends.sandboxd.slot_exec import Capture
+from agentenv_backends.sandboxd.slot_capture import Capture
 from agentenv_backends.sandboxd.slot_init import MAX_REMEMBERED, Memory
 from agentenv_backends.sandboxd.slot_processes import PidNamespace, descendants_of
 from agentenv_backends.sandboxd.trees import remove_tree
@@ -87,7 +87,7 @@ def test_an_outbox_sends_everything_in_order_through_a_narrow_stream() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.setblocking(False)
-        outbox = Outbox(ours)
+        outbox = Outbox(ours.fileno())
         pieces = [os.urandom(size) for size in (1, 300_000, 0, 5, 1_000_000, *[10] * 200)]
         for piece in pieces:
             outbox.put(piece)
@@ -196,17 +196,20 @@ def test_the_server_imports_nothing_but_itself_and_the_standard_library() -> Non
         assert {name.split(".")[0] for name in foreign} <= sys.stdlib_module_names, path.name
 
 
-def test_the_server_says_what_it_wants_where_it_cannot_serve(tmp_path: Path) -> None:
+@pytest.mark.parametrize("arguments", [[], ["--stdio"], ["--help"]])
+def test_the_server_says_what_it_wants_where_it_cannot_serve(
+    tmp_path: Path, arguments: list[str]
+) -> None:
     pyz = packing.write_zipapp(tmp_path / "server.pyz")
     done = subprocess.run(
-        [sys.executable, "-I", str(pyz)],
+        [sys.executable, "-I", str(pyz), *arguments],
         stdin=subprocess.DEVNULL,
         check=False,
         capture_output=True,
         text=True,
     )
     assert done.returncode == 1
-    assert "must be a socket" in done.stderr
+    assert "frames on a socket at descriptor 0" in done.stderr
 
 
 def test_settings_survive_the_wire_and_refuse_what_cannot_be() -> None:

@@ -1,0 +1,196 @@
+"""The scheduler's books: which hosts and slots there are, and what was asked to be done about them.
+
+Decides nothing. Every change of a host or a slot is made here, so that the counts always add up and
+each change leaves exactly one action behind.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from enum import Enum
+from math import inf
+from typing import TYPE_CHECKING
+
+from agentenv_backends._actions import Action, CloseHost, CloseSlot, Grant, LaunchHost, OpenSlot
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from agentenv_backends.settings import Limits
+
+
+class HostPhase(Enum):
+    """Where a host is in its life."""
+
+    LAUNCHING = "launching"
+    LIVE = "live"
+    CLOSING = "closing"
+
+
+class SlotPhase(Enum):
+    """Where a slot is in its life. It goes through these once, in order, and never back."""
+
+    OPENING = "opening"
+    AVAILABLE = "available"
+    HELD = "held"
+    CLOSING = "closing"
+
+
+@dataclass(slots=True)
+class FleetHost:
+    """A host as the scheduler sees it."""
+
+    host_id: str
+    limits: Limits
+    phase: HostPhase = HostPhase.LAUNCHING
+    slots: dict[str, SlotPhase] = field(default_factory=dict)
+    available: list[str] = field(default_factory=list)
+    replaced: set[str] = field(default_factory=set)
+    """Closing slots in whose place a new one is to be opened without being asked."""
+    pins: int = 0
+    """How many things lie on it that must not go with an idle host."""
+    proved: bool = False
+    """A slot of it was opened once."""
+    failures: int = 0
+    """Slots that did not open, one after another."""
+    quarantined: int = 0
+    """Slots that could not be closed, in all."""
+    trouble: str = ""
+    """What went wrong last."""
+    retry_at: float = -inf
+    needless_since: float | None = None
+    """Since when the pool could do without it."""
+
+    @property
+    def in_use(self) -> bool:
+        """Whether someone holds a slot of it."""
+        return SlotPhase.HELD in self.slots.values()
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing goes on in it."""
+        return len(self.available) == len(self.slots) and not self.pins
+
+    @property
+    def worn(self) -> bool:
+        """Too many slots of it are still there though they should not be: it takes no new ones."""
+        return self.quarantined >= self.limits.slot_attempts
+
+    @property
+    def useless(self) -> bool:
+        """Whether it opens no more slots, and nobody works on one of them."""
+        exhausted = self.failures >= self.limits.slot_attempts and not self.available
+        return (exhausted or self.worn) and not self.in_use
+
+    @property
+    def room(self) -> int:
+        """How many more slots may be opened on it."""
+        return 0 if self.worn else self.limits.slots_per_host - len(self.slots)
+
+    @property
+    def free(self) -> int:
+        """Slots that nobody holds: it has them, or may yet open them."""
+        if self.worn:
+            return len(self.available)
+        held = sum(phase is SlotPhase.HELD for phase in self.slots.values())
+        return self.limits.slots_per_host - held
+
+
+class Fleet:
+    """All hosts, oldest first, and their slots. `actions` gathers what is to be done."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.actions: list[Action] = []
+        self.hosts: dict[str, FleetHost] = {}
+        self.replacing = 0
+        """Slots being closed that will be followed by a new one."""
+        self._limits = limits
+        self._by_slot: dict[str, FleetHost] = {}
+        self._phases: Counter[SlotPhase] = Counter()
+        self._last_host = 0
+        self._last_slot = 0
+
+    # --- What there is ---------------------------------------------------------------------------
+
+    def live(self) -> Iterator[FleetHost]:
+        """Hosts that are up."""
+        return (host for host in self.hosts.values() if host.phase is HostPhase.LIVE)
+
+    def count(self, phase: HostPhase) -> int:
+        """Hosts in `phase`."""
+        return sum(host.phase is phase for host in self.hosts.values())
+
+    def slots(self, phase: SlotPhase) -> int:
+        """Slots in `phase`, on all hosts."""
+        return self._phases[phase]
+
+    def host_of(self, slot_id: str, *phases: SlotPhase) -> FleetHost | None:
+        """The host of a slot that is in one of `phases`; None when it is not, or is no more."""
+        host = self._by_slot.get(slot_id)
+        return host if host is not None and host.slots[slot_id] in phases else None
+
+    # --- Hosts -----------------------------------------------------------------------------------
+
+    def launch(self) -> None:
+        """Start one more host."""
+        self._last_host += 1
+        host = FleetHost(f"h{self._last_host}", self._limits)
+        self.hosts[host.host_id] = host
+        self.actions.append(LaunchHost(host.host_id))
+
+    def end(self, host: FleetHost, reason: str) -> None:
+        """End a host; its slots go with it, whatever they are in the middle of."""
+        for slot_id in list(host.slots):
+            self.forget_slot(host, slot_id)
+        host.available.clear()
+        host.phase = HostPhase.CLOSING
+        host.needless_since = None
+        self.actions.append(CloseHost(host.host_id, reason))
+
+    # --- Slots -----------------------------------------------------------------------------------
+
+    def open_slot(self, host: FleetHost) -> None:
+        """Open one more slot on `host`."""
+        self._last_slot += 1
+        slot_id = f"{host.host_id}-s{self._last_slot}"
+        self._by_slot[slot_id] = host
+        self._enter(host, slot_id, SlotPhase.OPENING)
+        self.actions.append(OpenSlot(host.host_id, slot_id))
+
+    def make_available(self, host: FleetHost, slot_id: str) -> None:
+        """A slot may be handed out."""
+        self._enter(host, slot_id, SlotPhase.AVAILABLE)
+        host.available.append(slot_id)
+
+    def grant(self, ticket: int) -> None:
+        """Hand an available slot, of which there must be one, to whoever has `ticket`."""
+        host = next(host for host in self.hosts.values() if host.available)
+        slot_id = host.available.pop()
+        self._enter(host, slot_id, SlotPhase.HELD)
+        self.actions.append(Grant(ticket, host.host_id, slot_id))
+
+    def discard(self, host: FleetHost, slot_id: str, *, replace: bool) -> None:
+        """Close a slot, and count on another one in its place if it is to be replaced."""
+        if host.slots[slot_id] is SlotPhase.AVAILABLE:
+            host.available.remove(slot_id)
+        self._enter(host, slot_id, SlotPhase.CLOSING)
+        if replace:
+            host.replaced.add(slot_id)
+            self.replacing += 1
+        self.actions.append(CloseSlot(host.host_id, slot_id))
+
+    def forget_slot(self, host: FleetHost, slot_id: str) -> None:
+        """A slot is no more."""
+        self._phases[host.slots.pop(slot_id)] -= 1
+        del self._by_slot[slot_id]
+        if slot_id in host.replaced:
+            host.replaced.remove(slot_id)
+            self.replacing -= 1
+
+    def _enter(self, host: FleetHost, slot_id: str, phase: SlotPhase) -> None:
+        old = host.slots.get(slot_id)
+        if old is not None:
+            self._phases[old] -= 1
+        self._phases[phase] += 1
+        host.slots[slot_id] = phase

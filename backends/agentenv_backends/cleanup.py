@@ -1,0 +1,80 @@
+"""Removing what dead runs left behind, on every backend there is.
+
+    for swept in await clean_up():
+        print(swept.backend, swept.leftovers, swept.skipped)
+
+Nothing of a live run is touched: whose a thing is stands in its name or its labels, and only what certainly belongs to
+nobody any more, or has expired, counts as left behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from agentenv_backends.errors import BackendConfigError, BackendError, BackendUnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from agentenv_backends.host import HostProvider, Leftover
+
+_TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """What was found on one backend."""
+
+    backend: str
+    leftovers: tuple[Leftover, ...] = ()
+    skipped: str = ""
+    """Why nothing could be looked for there; empty: it was."""
+
+
+async def clean_up(backends: Sequence[str] = (), *, remove: bool = True) -> list[Swept]:
+    """Find what dead runs left on these backends (none named: on all), and remove it unless `remove` is False.
+
+    A backend that this machine has not got is an entry that says so. Raises `BackendConfigError` for an unknown name.
+    """
+    unknown = set(backends) - set(_PROVIDERS)
+    if unknown:
+        raise BackendConfigError(
+            f"no backend {', '.join(sorted(unknown))} can be cleaned up; there is: {', '.join(_PROVIDERS)}"
+        )
+    return [await _sweep(name, remove=remove) for name in backends or tuple(_PROVIDERS)]
+
+
+async def _sweep(backend: str, *, remove: bool) -> Swept:
+    try:
+        async with asyncio.timeout(_TIMEOUT_S):
+            return Swept(backend, await _PROVIDERS[backend]().sweep(remove=remove))
+    except TimeoutError:
+        return Swept(backend, skipped=f"looking took over {_TIMEOUT_S:g} s")
+    except BackendError as error:
+        return Swept(backend, skipped=str(error))
+
+
+def _local() -> HostProvider:
+    from agentenv_backends.config import LocalConfig  # noqa: PLC0415 - when needed
+    from agentenv_backends.local import LocalProvider  # noqa: PLC0415 - when needed
+
+    return LocalProvider(LocalConfig())
+
+
+def _docker() -> HostProvider:
+    from agentenv_backends.config import DockerConfig  # noqa: PLC0415 - when needed
+
+    try:
+        from agentenv_backends.docker.provider import DockerProvider  # noqa: PLC0415 - an extra
+    except ModuleNotFoundError as error:
+        raise BackendUnavailableError(
+            f"{error.name} is not installed: `pip install 'agentenv[docker]'`"
+        ) from error
+    return DockerProvider(DockerConfig())
+
+
+_PROVIDERS: dict[str, Callable[[], HostProvider]] = {"local": _local, "docker": _docker}
+BACKENDS = tuple(_PROVIDERS)
+"""Those that can be cleaned up."""

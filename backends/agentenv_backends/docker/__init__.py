@@ -1,0 +1,10 @@
+"""Hosts that are containers of a Docker engine.
+
+engine.py      our calls to the engine, each with a deadline
+images.py      which image: pulled, or built from a Dockerfile
+containers.py  what a container is created with: pure functions
+owners.py      whose a container is, and what a sweep may remove
+stream.py      the stream to a container's main process, as an asyncio transport
+boot.py        what that process is: a few lines that receive the sandbox server and become it
+provider.py    `DockerProvider`, which puts these together
+"""

@@ -1,0 +1,34 @@
+"""How the sandbox server gets into a container: over the stream it will serve, so that no image is
+rebuilt and nothing is mounted.
+"""
+
+from __future__ import annotations
+
+from agentenv_backends.sandboxd.packing import sandboxd_zipapp
+
+_BOOT = """
+import os, sys
+if sys.version_info < (3, 8):
+    sys.exit("Python %d.%d is too old: the sandbox server needs 3.8 or newer" % sys.version_info[:2])
+def take(size):
+    while size:
+        piece = os.read(0, min(size, 65536))
+        if not piece:
+            sys.exit("the driver went before it had sent the sandbox server")
+        size -= len(piece)
+        yield piece
+size = int.from_bytes(b"".join(take(8)), "big")
+program = os.memfd_create("sandboxd", 0)
+with open(program, "wb", closefd=False) as file:
+    file.writelines(take(size))
+os.execv(sys.executable, [sys.executable, "-I", "-S", "/proc/self/fd/%d" % program, "--stdio"])
+"""
+
+BOOT_COMMAND = ("python3", "-I", "-S", "-c", _BOOT.strip())
+"""The main process of a container. It reads `boot_payload()` first, then serves frames."""
+
+
+def boot_payload() -> bytes:
+    """What the main process is sent before anything else: the server, after its length."""
+    program = sandboxd_zipapp()
+    return len(program).to_bytes(8, "big") + program

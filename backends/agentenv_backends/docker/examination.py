@@ -1,0 +1,115 @@
+"""What an engine, an image and a trial container tell about what can be promised. Pure functions of their answers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from agentenv_backends.base import Capabilities
+from agentenv_backends.errors import BackendUnavailableError, CapabilityError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from agentenv_backends.config import DockerConfig
+    from agentenv_backends.sandboxd.settings import HostFacts
+
+_LEAST_API = (1, 40)
+_NO_PYTHON = ("exec python3 failed", '"python3": executable file not found')
+
+
+def check_engine(name: str, version: Mapping[str, Any], info: Mapping[str, Any]) -> None:
+    """Raise `BackendUnavailableError` when the engine is too old, or runs no Linux containers."""
+    api = tuple(int(part) for part in version["ApiVersion"].split("."))
+    if api < _LEAST_API:
+        least = ".".join(map(str, _LEAST_API))
+        raise BackendUnavailableError(
+            f"{name} speaks version {version['ApiVersion']} of its interface; {least} is needed "
+            "(Docker 19.03 or newer)"
+        )
+    if info["OSType"] != "linux":
+        raise BackendUnavailableError(f"{name} runs {info['OSType']} containers, not Linux ones")
+
+
+def check_image(config: DockerConfig, image: Mapping[str, Any]) -> None:
+    """Raise `BackendUnavailableError` for an image whose containers cannot be kept clean."""
+    volumes = ", ".join(sorted((image.get("Config") or {}).get("Volumes") or ()))
+    if volumes and not config.single_use_hosts:
+        raise BackendUnavailableError(
+            f"{_image(config)} declares volumes ({volumes}): what one trajectory writes there would reach the "
+            "next; set slots: 1 and read_only_root: false, for a fresh container each, or use another image"
+        )
+
+
+def missing_protections(info: Mapping[str, Any]) -> list[str]:
+    """What this engine cannot enforce or does not offer, a sentence each."""
+    security = " ".join(info.get("SecurityOptions") or ())
+    checks = {
+        "the engine cannot limit memory": info.get("MemoryLimit"),
+        "the engine cannot limit the number of processes": info.get("PidsLimit"),
+        "the engine has no seccomp filter": "name=seccomp" in security,
+    }
+    return [sentence for sentence, holds in checks.items() if not holds]
+
+
+def gives_up(config: DockerConfig, facts: HostFacts) -> list[str]:
+    """What containers of this configuration do not protect, a sentence each."""
+    lost = {
+        "There is no /dev/shm in a container that slots share.": config.slots > 1,
+        "Files outside the workspace are limited by the engine's disk alone.": not config.read_only_root,
+        f"Commands reach whatever the network {config.network_mode} reaches.": config.allow_network,
+    }
+    return [*facts.gives_up, *(sentence for sentence, holds in lost.items() if holds)]
+
+
+def maps_users(info: Mapping[str, Any]) -> bool:
+    """Whether users in containers are not the machine's (rootless, or user namespaces)."""
+    security = " ".join(info.get("SecurityOptions") or ())
+    return "name=rootless" in security or "name=userns" in security
+
+
+def capabilities(config: DockerConfig, info: Mapping[str, Any], facts: HostFacts) -> Capabilities:
+    """What this backend promises, given what holds in a trial container. Raises `CapabilityError`
+    when that is less than `require_limits` asks for.
+    """
+    alone = config.slots == 1
+    offered = Capabilities(
+        isolation="container" if alone else "user",
+        network_control=True,
+        memory_limit=alone and bool(info.get("MemoryLimit")),
+        process_limit=bool(info.get("PidsLimit") if alone else facts.process_limit),
+        disk_limit=config.read_only_root,
+        stateful_terminals=bool(facts.bash),
+        tmux=bool(facts.tmux),
+        snapshot=True,
+    )
+    in_force = {
+        "memory": offered.memory_limit,
+        "processes": offered.process_limit,
+        "disk": offered.disk_limit,
+        "network": offered.network_control,
+    }
+    lacking = [name for name in config.require_limits if not in_force[name]]
+    if lacking:
+        raise CapabilityError(
+            f"require_limits: {', '.join(lacking)} cannot be limited for each slot here; with slots: 1 and "
+            "read_only_root: true, the container's own limits are the slot's"
+        )
+    return offered
+
+
+def lacks_python(reason: str) -> bool:
+    """Whether a container failed to start because its image has no python3."""
+    return any(sign in reason for sign in _NO_PYTHON)
+
+
+def way_out_without_python(config: DockerConfig) -> str:
+    """What to tell then."""
+    return (
+        f"{_image(config)} has no python3, which the sandbox server in a container needs (3.8 or newer): take another "
+        "image, or add Python to this one in a Dockerfile (`RUN apt-get install -y python3`, `RUN apk add python3`) "
+        "and set `dockerfile`"
+    )
+
+
+def _image(config: DockerConfig) -> str:
+    return f"the image of {config.dockerfile}" if config.dockerfile else f"image {config.image}"

@@ -1,0 +1,125 @@
+"""Whose a container is, as its labels tell, what is a leftover, and the sweep that removes those.
+
+An owner is a driver: a process, told apart from all others by boot, pid namespace, pid and start time. Only from
+inside the same boot and pid namespace can one say that a driver is dead; everybody else's containers are left alone
+until they have expired.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from agentenv_backends.errors import EngineError
+from agentenv_backends.host import Leftover
+from agentenv_backends.sandboxd import leftovers
+
+if TYPE_CHECKING:
+    from agentenv_backends.docker.engine import ContainerEntry, Engine
+
+_log = logging.getLogger(__name__)
+
+RUN_LABEL = "agentenv.run"
+OWNER_LABEL = "agentenv.owner"
+EXPIRES_LABEL = "agentenv.expires"
+STALE_S = 600.0
+"""A container that does not run is somebody's launch or removal for at most so long, and then a leftover."""
+_IDLE_STATES = frozenset({"created", "exited", "dead"})
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """A driver."""
+
+    boot: str
+    pid_namespace: int
+    pid: int
+    start_time: int
+
+    @classmethod
+    def me(cls) -> Self:
+        """This process."""
+        process = leftovers.owner_of_this_process()
+        return cls(*_here(), process.pid, process.start_time)
+
+    @classmethod
+    def read(cls, label: str) -> Self | None:
+        """The owner that a label names; None when it names none."""
+        try:
+            boot, namespace, pid, start_time = label.split(":")
+            return cls(boot, int(namespace), int(pid), int(start_time))
+        except ValueError:
+            return None
+
+    def label(self) -> str:
+        """As a label's value."""
+        return f"{self.boot}:{self.pid_namespace}:{self.pid}:{self.start_time}"
+
+    def is_dead(self) -> bool:
+        """Whether it is certain that this driver is no more."""
+        if (self.boot, self.pid_namespace) != _here():
+            return False
+        return not leftovers.Owner(self.pid, self.start_time).is_alive()
+
+    def __str__(self) -> str:
+        here = (
+            "" if (self.boot, self.pid_namespace) == _here() else " of another machine or container"
+        )
+        return f"process {self.pid}{here}"
+
+
+def labels(run: str, owner: Owner, expires: float) -> dict[str, str]:
+    """What a container is marked with. `expires` is in seconds since the epoch, by the engine's clock."""
+    return {RUN_LABEL: run, OWNER_LABEL: owner.label(), EXPIRES_LABEL: f"{expires:.0f}"}
+
+
+def is_leftover(container: ContainerEntry, now: float) -> bool:
+    """Whether nobody needs this container of ours any more. `now` is by the engine's clock.
+
+    A label that makes no sense says nothing: then only a container that does not run is a leftover.
+    """
+    if container.state in _IDLE_STATES and now - container.created > STALE_S:
+        return True
+    owner = Owner.read(container.labels.get(OWNER_LABEL, ""))
+    if owner is not None and owner.is_dead():
+        return True
+    expires = container.labels.get(EXPIRES_LABEL, "")
+    return expires.isdecimal() and now > float(expires)
+
+
+def owner_name(container: ContainerEntry) -> str:
+    """Who made it, for people."""
+    owner = Owner.read(container.labels.get(OWNER_LABEL, ""))
+    run = container.labels.get(RUN_LABEL, "?")
+    return f"run {run}, {owner}" if owner is not None else f"run {run}"
+
+
+async def sweep(engine: Engine, *, remove: bool) -> tuple[Leftover, ...]:
+    """Find containers of dead runs, and remove them if asked to. Raises `EngineError`."""
+    now = time.time() + await engine.clock_offset_s()
+    found = [
+        entry for entry in await engine.list_containers(OWNER_LABEL) if is_leftover(entry, now)
+    ]
+    gone = [remove and await _removed(engine, entry.name) for entry in found]
+    return tuple(
+        Leftover("container", entry.name, owner_name(entry), removed)
+        for entry, removed in zip(found, gone, strict=True)
+    )
+
+
+async def _removed(engine: Engine, name: str) -> bool:
+    try:
+        await engine.remove(name)
+    except EngineError as error:
+        _log.warning("a container of a dead run stays: %s", error)
+        return False
+    return True
+
+
+def _here() -> tuple[str, int]:
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    return boot, os.stat("/proc/self/ns/pid").st_ino  # noqa: PTH116 - a link that leads to no path

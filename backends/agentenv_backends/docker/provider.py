@@ -1,0 +1,149 @@
+"""`DockerProvider`: starts hosts in containers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import sys
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from agentenv_backends._aio import finish
+from agentenv_backends._uids import RANGE_SIZE, UidRange, claim_uid_range
+from agentenv_backends.docker import examination, owners
+from agentenv_backends.docker.container import Container
+from agentenv_backends.docker.containers import create_options, host_settings
+from agentenv_backends.docker.engine import Engine
+from agentenv_backends.docker.images import provide_image
+from agentenv_backends.errors import (
+    BackendStoppedError,
+    BackendUnavailableError,
+    CapabilityError,
+    EngineError,
+    HostStartError,
+)
+
+if TYPE_CHECKING:
+    from agentenv_backends.base import Capabilities
+    from agentenv_backends.config import DockerConfig
+    from agentenv_backends.connection import HostConnection
+    from agentenv_backends.host import Leftover
+
+_log = logging.getLogger(__name__)
+
+_STARTS_AT_ONCE = 4
+"""An engine that is asked to start dozens of containers at the same moment hangs."""
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 8.0
+_EXPIRY_MARGIN_S = 600.0
+_MAPPED_UIDS = 20_000
+"""First slot user where the engine maps users: its containers have none above 65,535."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Ground:
+    """What `prepare` has found out."""
+
+    image_id: str
+    maps_users: bool
+    clock_offset_s: float
+
+
+class DockerProvider:
+    """Starts hosts in containers. Implements `HostProvider`."""
+
+    def __init__(self, config: DockerConfig) -> None:
+        self.container_names: dict[str, str] = {}
+        """The container of each host that was started, also of those that have ended since."""
+        self._config = config
+        self._run = secrets.token_hex(4)
+        self._starting = asyncio.Semaphore(_STARTS_AT_ONCE)
+        self._ground: _Ground | None = None
+
+    async def prepare(self) -> Capabilities:
+        """See `HostProvider.prepare`. Gets the image, and tries all that was asked for in a container."""
+        config = self._config
+        if not sys.platform.startswith("linux"):
+            raise BackendUnavailableError(f"the docker backend needs Linux, this is {sys.platform}")
+        if config.network_allow_list:
+            raise CapabilityError(
+                "network_allow_list: an engine's network is open or shut, it does not know names; set `network` to "
+                "one whose only way out is a proxy of your own"
+            )
+        try:
+            async with Engine(config.docker_host) as engine:
+                info = await engine.info()
+                examination.check_engine(engine.name, await engine.version(), info)
+                image = await provide_image(engine, config)
+                examination.check_image(config, image)
+                self._ground = _Ground(
+                    image["Id"], examination.maps_users(info), await engine.clock_offset_s()
+                )
+            host = await self.launch("trial")
+        except (EngineError, HostStartError) as error:
+            raise BackendUnavailableError(f"the docker backend cannot work: {error}") from error
+        await host.close()
+        assert host.facts is not None
+        for sentence in examination.missing_protections(info):
+            _log.warning("%s", sentence)
+        for sentence in examination.gives_up(config, host.facts):
+            _log.info("containers of this configuration: %s", sentence)
+        return examination.capabilities(config, info, host.facts)
+
+    async def launch(self, host_id: str) -> HostConnection:
+        """See `HostProvider.launch`. What may do better in a moment is tried again while there is time."""
+        if self._ground is None:
+            raise BackendStoppedError("no container can be started before `prepare`")
+        now = asyncio.get_running_loop().time
+        # Earlier than the pool's own, so that the engine's reason is told.
+        deadline = now() + 0.8 * self._config.launch_timeout_s
+        pause_s = _FIRST_PAUSE_S
+        async with self._starting:
+            while True:
+                try:
+                    return await self._launch_once(host_id, self._ground, deadline - now())
+                except EngineError as error:
+                    if not error.transient or now() + pause_s > deadline:
+                        raise HostStartError(f"host {host_id} did not start: {error}") from error
+                    _log.warning("host %s: again in %g s, as %s", host_id, pause_s, error)
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    async def _launch_once(self, host_id: str, ground: _Ground, timeout_s: float) -> HostConnection:
+        config, run_id = self._config, f"{self._run}-{host_id}"
+        engine = Engine(config.docker_host)
+        uids = None if ground.maps_users else _claim_uids(host_id)
+        uid_base = _MAPPED_UIDS if uids is None else uids.base
+        # Known before the container is, so that whatever happens it can be found.
+        name = f"agentenv-{run_id}-{secrets.token_hex(3)}"
+        self.container_names[host_id] = name
+        expires = time.time() + ground.clock_offset_s + config.max_lifetime_s + _EXPIRY_MARGIN_S
+        labels = owners.labels(self._run, owners.Owner.me(), expires)
+        container = Container(engine, name, uids)
+        try:
+            return await container.bring_up(
+                host_id,
+                create_options(config, ground.image_id, labels),
+                host_settings(config, run_id, uid_base, RANGE_SIZE),
+                max(timeout_s, 1.0),
+            )
+        except BaseException as error:
+            await finish(asyncio.create_task(container.undo()))
+            if examination.lacks_python(str(error)):
+                raise HostStartError(examination.way_out_without_python(config)) from error
+            raise
+
+    async def sweep(self, *, remove: bool = True) -> tuple[Leftover, ...]:
+        """See `HostProvider.sweep`. Raises `EngineError` when the engine does not answer."""
+        async with Engine(self._config.docker_host) as engine:
+            return await owners.sweep(engine, remove=remove)
+
+
+def _claim_uids(host_id: str) -> UidRange:
+    uids = claim_uid_range()
+    if uids is None:
+        raise HostStartError(
+            f"host {host_id}: every range of user ids for slots is taken by other hosts of this machine; end some"
+        )
+    return uids

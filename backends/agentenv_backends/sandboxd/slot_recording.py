@@ -1,0 +1,142 @@
+"""What a slot's shell and terminal recorded: events of asciinema's kinds, kept until they are handed out.
+
+All recordings of a slot share `MAX_BYTES`. When they are used up, the recording that has more to say says no more until
+what is kept has been handed out; the bytes are counted.
+"""
+
+from __future__ import annotations
+
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import List, Tuple
+
+MAX_BYTES = 1 << 20
+_EVENT_BYTES = 64
+"""What an event counts for beside its text."""
+_MERGE_S = 0.01
+"""Output that follows so closely belongs to the same event."""
+
+
+class _Event:
+    __slots__ = ("at_s", "kind", "text")
+
+    def __init__(self, at_s: float, kind: bytes, text: bytes) -> None:
+        self.at_s = at_s
+        self.kind = kind
+        self.text = text
+
+
+class Recording:
+    """One shell or terminal. Times are seconds since it was begun; texts are cut between characters only."""
+
+    def __init__(self, book: Book, session: str, size: Tuple[int, int]) -> None:
+        self._book = book
+        self._session = session
+        self._size = self._first_size = size
+        self._began = time.monotonic()
+        self._events: List[_Event] = []
+        self._rests = [b"", b""]
+        self._dropped = 0
+        self.ended = False
+
+    @property
+    def has_news(self) -> bool:
+        """Whether there is something to hand out."""
+        return bool(self._events or self._dropped)
+
+    def output(self, data: bytes, stream: int = 0) -> None:
+        """It wrote this, on the first or second of its streams."""
+        if self._dropped or len(data) + _EVENT_BYTES > self._book.room:
+            self.drop(len(data))
+            return
+        rest = self._rests[stream]
+        text, self._rests[stream] = whole_characters(rest + data if rest else data)
+        if not text:
+            return
+        now = time.monotonic() - self._began
+        last = self._events[-1] if self._events else None
+        if last is not None and last.kind == b"o" and now - last.at_s < _MERGE_S:
+            last.text += text
+            self._book.room -= len(text)
+        else:
+            self._add(_Event(now, b"o", text))
+
+    def input(self, text: bytes) -> None:
+        """This was typed."""
+        if self._dropped or len(text) + _EVENT_BYTES > self._book.room:
+            self.drop(len(text))
+        else:
+            self._add(_Event(time.monotonic() - self._began, b"i", text))
+
+    def resize(self, size: Tuple[int, int]) -> None:
+        """It has another size, in columns and rows."""
+        if size != self._size:
+            self._size = size
+            self._add(_Event(time.monotonic() - self._began, b"r", b"%dx%d" % size))
+
+    def drop(self, count: int) -> None:
+        """So many bytes are not kept, and none after them until the next `take`."""
+        self._dropped += count
+        self._rests = [b"", b""]
+
+    def end(self) -> None:
+        """There is nothing to come; what there is will still be handed out."""
+        self.ended = True
+
+    def take(self) -> Tuple[bytes, List[bytes]]:
+        """What is new, as JSON with the lengths of the texts, and the texts."""
+        rows = b",".join(
+            b'[%.6f,"%s",%d]' % (event.at_s, event.kind, len(event.text)) for event in self._events
+        )
+        header = b'["%s",%d,%d,%d,[%s]]' % (
+            self._session.encode(),
+            *self._first_size,
+            self._dropped,
+            rows,
+        )
+        texts = [event.text for event in self._events]
+        self._events, self._dropped, self._first_size = [], 0, self._size
+        return header, texts
+
+    def _add(self, event: _Event) -> None:
+        self._events.append(event)
+        self._book.room -= len(event.text) + _EVENT_BYTES
+
+
+class Book:
+    """All recordings of a slot."""
+
+    def __init__(self) -> None:
+        self.room = MAX_BYTES
+        """Bytes that are still kept."""
+        self._recordings: List[Recording] = []
+        self._begun = 0
+
+    def begin(self, kind: str, size: Tuple[int, int]) -> Recording:
+        """Record another session, named after its kind and number."""
+        self._begun += 1
+        recording = Recording(self, "%s-%d" % (kind, self._begun), size)
+        self._recordings.append(recording)
+        return recording
+
+    def take(self) -> Tuple[bytes, bytes]:
+        """Everything new, to be handed out: a JSON list, and the texts of its events one after the other."""
+        taken = [recording.take() for recording in self._recordings if recording.has_news]
+        self._recordings = [recording for recording in self._recordings if not recording.ended]
+        self.room = MAX_BYTES
+        header = b"[%s]" % b",".join(header for header, _ in taken)
+        return header, b"".join(text for _, texts in taken for text in texts)
+
+
+def whole_characters(data: bytes) -> Tuple[bytes, bytes]:
+    """Cut off a UTF-8 character at the end that is still to be completed. What is no UTF-8 stays whole."""
+    for length in range(1, min(3, len(data)) + 1):
+        byte = data[-length]
+        if byte < 0x80:
+            break
+        if byte >= 0xC0:
+            needed = 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
+            return (data[:-length], data[-length:]) if length < needed else (data, b"")
+    return data, b""

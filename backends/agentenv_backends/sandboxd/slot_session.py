@@ -1,0 +1,113 @@
+"""What a persistent shell and a terminal share: how they are started, listened to, waited for and ended.
+
+Both are sessions (`Processes.sessions`): children of the init below which everything stays that they start.
+"""
+
+from __future__ import annotations
+
+import time
+
+from .lean import SIGKILL, find_program
+from .refusal import RefusedError
+from .slot_processes import signal_quietly
+from .slot_recording import Book
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Callable, Dict, Optional, Tuple
+
+    from .slot_init import Link
+    from .slot_processes import Processes
+    from .slot_spawn import Arguments, FileActions, Spawner
+    from .slot_watch import Watch
+
+_MAX_WAIT_S = 3600.0
+"""A poll takes no more than 24 days; a longer wait is many."""
+
+
+class WithdrawnError(Exception):
+    """The host has withdrawn the request that is being answered."""
+
+
+def socket_pair() -> Tuple[int, int]:
+    """Two connected stream sockets. Raises `OSError`."""
+    import _socket  # noqa: PLC0415 - without the heavy module around it
+
+    ours, theirs = _socket.socketpair()
+    return ours.detach(), theirs.detach()
+
+
+class Surroundings:
+    """What a shell or terminal has to do with: the init's watch, its processes, the request that is under way."""
+
+    def __init__(
+        self, link: Link, watch: Watch, processes: Processes, spawner: Spawner, env: Dict[str, str]
+    ) -> None:
+        self.watch = watch
+        self.env = env
+        self.book = Book()
+        self._link = link
+        self._processes = processes
+        self._spawner = spawner
+        self._request_id = -1
+
+    def begin_request(self, request_id: int) -> None:
+        """From now on `wait` raises when this request is withdrawn."""
+        self._request_id = request_id
+
+    def wait(self, is_done: Callable[[], bool], until: float) -> bool:
+        """Attend to everything until `is_done()`, or until that time of `time.monotonic`: then False.
+
+        Raises `WithdrawnError`, once for a request, and `HostGoneError`.
+        """
+        while not is_done():
+            left = until - time.monotonic()
+            if left <= 0:
+                return False
+            if self.attend(min(left, _MAX_WAIT_S) * 1000 + 1) and self._link.cancelled(
+                self._request_id
+            ):
+                raise WithdrawnError
+        return True
+
+    def attend(self, timeout_ms: Optional[float]) -> bool:
+        """Take in what comes next on any descriptor; whether the stream to the host is readable."""
+        watch, host_speaks = self.watch, False
+        for fd, events in watch.poll.poll(timeout_ms):
+            if fd == watch.link_fd:
+                host_speaks = True
+            elif fd == watch.child_signals:
+                watch.read_child_signal()
+                self._processes.reap()
+            else:
+                watch.handle(fd, events)
+        return host_speaks
+
+    def program(self, name: str) -> str:
+        """Path of a program in the slot. Raises `RefusedError`."""
+        path = find_program(name, self.env["PATH"])
+        if not path:
+            raise RefusedError("not_installed", "%s is not installed in this sandbox" % name)
+        return path
+
+    def start_session(
+        self, path: str, arguments: Arguments, actions: FileActions, env: Dict[str, str]
+    ) -> int:
+        """Start a program that outlives this request. Raises `OSError`."""
+        pid = self._spawner.spawn(path, arguments, env, actions, subreaper=True)
+        self._processes.sessions[pid] = None
+        return pid
+
+    def status_of(self, pid: int) -> Optional[int]:
+        """The wait status of a session that has ended."""
+        return self._processes.sessions.get(pid)
+
+    def end_session(self, pid: int) -> int:
+        """Kill a session that may have ended already, with all it started. Returns its wait status."""
+        status = self._processes.sessions.pop(pid)
+        if status is not None:
+            self._processes.kill_leftovers()
+            return status
+        signal_quietly(pid, SIGKILL)
+        # No longer a session, so it is one of the leftovers itself.
+        return dict(self._processes.kill_leftovers()).get(pid, SIGKILL)

@@ -1,0 +1,340 @@
+r"""The slot's persistent bash: how it is told what to do, and heard to have done it.
+
+It is interactive (`-i`): only an interactive bash goes on to its next line when it is interrupted, whatever it is at.
+It has a terminal for itself, as it would complain without one, and what it runs has none. It reads its lines from a
+socket, writes output and errors to two pipes, and reports on another socket: unlike a pipe, nobody inside can open one
+a second time to read what is not for him. A command is one line,
+
+    \eval 'MARK=<nonce>
+    <the command>' </dev/null; { 9<"/dev/null/<nonce>/$?/$MARK" || ...; } 2>&60 || \exit 126
+
+The report is bash's message about a file that cannot be opened. That takes redirections, reserved words and assignments
+alone, so no function or alias stands in its way. MARK tells whether `eval` was still bash's own. A second line, sent
+to those that take their time, reports where an interrupt made bash drop the rest of the first.
+
+What a command can do to the shell, it does to this shell: forge its own result, close descriptors 10 or 60, end it. One
+that does not report by the deadline is interrupted, and then ended. `set -e`, `-v` and `-x` hold for one call only.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from .lean import SIGINT, SIGKILL
+from .refusal import RefusedError, from_os_error
+from .slot_capture import CHUNK, LAST_READS, Capture, enlarge_pipe
+from .slot_processes import Children, descendants_of, signal_quietly
+from .slot_session import WithdrawnError, socket_pair
+from .slot_watch import POLLIN, POLLOUT
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import List, Tuple
+
+    from .slot_recording import Recording
+    from .slot_session import Surroundings
+
+SIZE = (120, 40)
+"""Of its recordings: a shell without a terminal has none."""
+_INTERRUPTED = b"130"
+_IDLE_CAP = 50_000
+"""Bytes kept of each stream of what background jobs write between two calls."""
+_SOON_S = 0.05
+"""What takes longer is sent its second line."""
+_GRACEFUL_S = 0.3
+"""How long a command may take to end by itself when interrupted; what it started is killed then."""
+_FORCED_S = 1.2
+"""How long the shell may take to come back after that."""
+_AGAIN_S = 0.1
+_ERRORS, _REPORT = 59, 60
+_MARK = b"_AGENTENV_CALL"
+_MAX_REPORT = 4096
+"""Bytes of reports that are kept: what is longer is none."""
+_BEGIN = (
+    b"exec 2>&59 59>&-; set +o history +H; unset HISTFILE MAILCHECK; shopt -u checkwinsize; "
+    b"PS1= PS2= PROMPT_COMMAND= " + _MARK + b"=\n"
+)
+_REPORT_IT = (
+    b'{ 9<"/dev/null/%s/%s/${' + _MARK + b'-unset}" || \\set +evx; '
+    b"PS1= PS2= PROMPT_COMMAND= " + _MARK + b"=; } 2>&60"
+)
+_ARGUMENTS = ("bash", "--norc", "--noprofile", "--noediting", "-i")
+
+
+class Shell:
+    """A running bash. `recording` is told everything it writes, when it is written."""
+
+    def __init__(self, around: Surroundings) -> None:
+        bash = around.program("bash")
+        self.recording: Recording = around.book.begin("shell", SIZE)
+        self._around = around
+        self._nonce = b""
+        self._report = b""
+        self._code = -1
+        """Of the command that runs; -1 until the shell has reported."""
+        self._last_code = 0
+        self._was_evaluated = False
+        self._hides_eval = False
+        self._unsent = b""
+        self._second_line = b""
+        self._is_useless = False
+        self._is_deaf = False
+        self._start(bash)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it is gone, or of no use any more: then it is to be ended."""
+        return self._is_deaf or self._is_useless or self._is_gone()
+
+    def run(self, command: bytes, deadline: float, cap: int) -> Tuple[str, int]:
+        """Run a command, until that time of `time.monotonic`.
+
+        Returns how it ended, as the driver's `ExecStatus` says it, and its exit code. What it wrote is in `output`.
+        """
+        self._out.begin(cap)
+        self._err.begin(cap)
+        self.recording.input(command + b"\n")
+        self.recording.output(_as_on_terminal(b"$ " + command + b"\n"))
+        jobs = self._children.read()
+        try:
+            if self._evaluate(command, deadline):
+                self._last_code = self._code
+                return "exited", self._code
+            outcome = "timed_out"
+        except WithdrawnError:
+            outcome = "cancelled"
+        self._interrupt(jobs)
+        return outcome, -1
+
+    def warn(self, text: bytes) -> None:
+        """Have the next call's errors begin with this."""
+        self._err.add(text)
+
+    def output(self) -> Tuple[Capture, Capture]:
+        """What it has written to its streams since the last call began; what comes now is for the next one."""
+        return self._out.finish(), self._err.finish()
+
+    def end(self) -> int:
+        """Kill it, where it has not ended by itself, and all it started. Returns its wait status."""
+        status = self._around.end_session(self._pid)
+        self._out.close()
+        self._err.close()
+        self._children.close()
+        self.recording.end()
+        for descriptor in (self._script, self._reports, self._terminal):
+            self._around.watch.close(descriptor)
+        return status
+
+    # --- starting -------------------------------------------------------------------------------------------------
+
+    def _start(self, bash: str) -> None:
+        opened: List[int] = []
+        try:
+            for pair in (socket_pair, socket_pair, os.pipe, os.pipe, os.openpty):
+                opened += pair()
+            ours, theirs = opened[::2], opened[1::2]
+            targets = dict(zip(theirs, (0, _REPORT, 1, _ERRORS, 2)))  # noqa: B905 - newer than 3.8
+            actions = [(os.POSIX_SPAWN_DUP2, *pair) for pair in targets.items()]
+            self._pid = self._around.start_session(
+                bash, list(_ARGUMENTS), actions, self._around.env
+            )
+            for descriptor in ours:
+                opened.remove(descriptor)
+        except OSError as error:
+            self.recording.end()
+            failure = from_os_error(error, "cannot start the shell")
+            raise RefusedError("cannot_start", failure.message) from error
+        finally:
+            for descriptor in opened:
+                os.close(descriptor)
+        for descriptor in ours:
+            os.set_blocking(descriptor, False)
+        self._script, self._reports, _, _, self._terminal = ours
+        self._children = Children(self._pid)
+        # Before the streams: `poll` looks in this order, so it does not find a report and miss what was written before.
+        self._around.watch.add(self._reports, self._take_report)
+        self._out = _Stream(self._around, ours[2], self.recording, 0)
+        self._err = _Stream(self._around, ours[3], self.recording, 1)
+        self._write(_BEGIN)
+
+    # --- evaluating -----------------------------------------------------------------------------------------------
+
+    def _evaluate(self, command: bytes, deadline: float) -> bool:
+        """False when the deadline has passed."""
+        done = self._send_and_wait(command, deadline)
+        if self._is_deaf:
+            # It cannot report any more, and ends by itself when it finds out.
+            self._around.wait(self._is_gone, time.monotonic() + _GRACEFUL_S)
+        elif done and not (self._was_evaluated or self.has_ended):
+            self._hides_eval = True
+            done = self._send_and_wait(command, deadline)
+            if done and not self._was_evaluated:
+                self._err.add(b"the shell cannot evaluate commands any more and was ended\n")
+                self._is_useless = True
+        return done
+
+    def _send_and_wait(self, command: bytes, deadline: float) -> bool:
+        self._send(command)
+        if self._around.wait(self._is_done, min(deadline, time.monotonic() + _SOON_S)):
+            return True
+        self._send_second_line()
+        return self._around.wait(self._is_done, deadline)
+
+    def _is_done(self) -> bool:
+        return self._code >= 0 or self.has_ended
+
+    def _is_gone(self) -> bool:
+        return self._around.status_of(self._pid) is not None
+
+    def _send(self, command: bytes) -> None:
+        self._nonce = nonce = os.urandom(8).hex().encode()
+        self._report, self._code, self._was_evaluated = b"", -1, False
+        lines = [_MARK + b"=" + nonce, command]
+        if self._last_code and (b"$?" in command or b"${?" in command):
+            lines.insert(1, b"(\\exit %d)" % self._last_code)
+        before = b""
+        if self._hides_eval:
+            # In this mode, and in no other, bash's own `eval` goes before a function of that name.
+            before = b"POSIXLY_CORRECT=y; "
+            lines.insert(0, b"\\unset POSIXLY_CORRECT")
+        text = b"\n".join(lines).replace(b"'", b"'\\''")
+        self._write(
+            before
+            + b"\\eval '%s' </dev/null; " % text
+            + _REPORT_IT % (nonce, b"$?")
+            + b" || \\exit 126\n"
+        )
+        self._second_line = b"[[ ${%s-unset} ]] && %s\n" % (
+            _MARK,
+            _REPORT_IT % (nonce, _INTERRUPTED),
+        )
+
+    def _send_second_line(self) -> None:
+        self._write(self._second_line)
+        self._second_line = b""
+
+    def _write(self, data: bytes) -> None:
+        """Send what bash takes now; the rest follows when it takes more."""
+        self._unsent += data
+        self._write_more(POLLOUT)
+
+    def _write_more(self, _: int) -> None:
+        try:
+            sent = os.write(self._script, self._unsent)
+        except BlockingIOError:
+            sent = 0
+        except (
+            OSError
+        ):  # bash is gone, or another program has taken its place, which ends in its own time
+            sent = len(self._unsent)
+        self._unsent = self._unsent[sent:]
+        if self._unsent:
+            self._around.watch.add(self._script, self._write_more, POLLOUT)
+        else:
+            self._around.watch.forget(self._script)
+
+    def _take_report(self, events: int) -> None:
+        """`bash: /dev/null/<nonce>/<exit code>/<mark>: Not a directory`. Whatever else comes is not for us."""
+        try:
+            data = os.read(self._reports, CHUNK) if events & POLLIN else b""
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._around.watch.forget(self._reports)
+            self._is_deaf = True
+            return
+        self._report = (self._report + data)[-_MAX_REPORT:]
+        _, found, rest = self._report.partition(b"/dev/null/%s/" % self._nonce)
+        fields = rest.partition(b":")
+        if found and fields[1]:
+            code, _, mark = fields[0].partition(b"/")
+            self._code = int(code[:3]) if code.isdigit() else 1
+            self._was_evaluated = mark != b""
+            self._nonce = b"?"
+
+    # --- interrupting ---------------------------------------------------------------------------------------------
+
+    def _interrupt(self, jobs: List[int]) -> None:
+        """Bring the shell back from its command, or end it. Spares the background jobs that there were before."""
+        self._send_second_line()
+        until = time.monotonic() + _GRACEFUL_S
+        forced_until = until + _FORCED_S
+        # A shell that has not read all of a command would take the rest of it for commands.
+        while not self._unsent and until < forced_until:
+            self.recording.input(b"\x03")
+            signal_quietly(-self._pid, SIGINT)
+            if self._around.wait(self._is_done, until):
+                return
+            for pid in descendants_of(self._pid, jobs):
+                signal_quietly(pid, SIGKILL)
+            until += _AGAIN_S
+        self._is_useless = True
+
+
+class _Stream:
+    """One of the two pipes that the shell writes to."""
+
+    def __init__(self, around: Surroundings, fd: int, recording: Recording, number: int) -> None:
+        self._watch = around.watch
+        self._fd = fd
+        self._recording = recording
+        self._number = number
+        self._capture = Capture(_IDLE_CAP)
+        self._has_more = False
+        """Whether the last reading may have left something in the pipe."""
+        self._watch.add(fd, self._take_in)
+
+    def begin(self, cap: int) -> None:
+        """Keep so much from now on; what background jobs have written since the last call comes first."""
+        if cap != _IDLE_CAP:
+            fresh = Capture(cap)
+            fresh.continue_from(self._capture)
+            self._capture = fresh
+
+    def finish(self) -> Capture:
+        """What was kept. What comes from now on is the next call's."""
+        if self._has_more:
+            self.drain()
+        capture, self._capture = self._capture, Capture(_IDLE_CAP)
+        return capture
+
+    def add(self, data: bytes) -> None:
+        """Take in what was written."""
+        self._capture.add(data)
+        self._recording.output(_as_on_terminal(data), self._number)
+
+    def drain(self) -> None:
+        """Read what is there, and no more than a pipe holds: a background job may write without end."""
+        for _ in range(LAST_READS):
+            if self._fd < 0 or not self._take_in(POLLIN):
+                return
+
+    def close(self) -> None:
+        """Read what is there and close. Once more does no harm."""
+        self.drain()
+        if self._fd >= 0:
+            self._watch.close(self._fd)
+            self._fd = -1
+
+    def _take_in(self, events: int) -> bool:
+        """Read what has come; False when there was nothing."""
+        try:
+            data = os.read(self._fd, CHUNK) if events & POLLIN else b""
+        except BlockingIOError:
+            return False
+        if not data:
+            self._watch.forget(self._fd)
+            return False
+        if len(data) == CHUNK and self._capture.total == 0:
+            enlarge_pipe(self._fd)
+        self._has_more = len(data) == CHUNK
+        self.add(data)
+        return True
+
+
+def _as_on_terminal(text: bytes) -> bytes:
+    """As a terminal would have been sent it."""
+    return text.replace(b"\n", b"\r\n")

@@ -1,0 +1,369 @@
+"""A whole workspace as an archive and back: tar, so that anyone can read it, with everything that a copy needs.
+
+Files, folders, links, hard links, named pipes; modes, times to the nanosecond, `user.` attributes. Owners are left
+out: whoever unpacks owns everything. So are sockets and devices, which are nothing without a process or a privilege.
+
+What is packed and what is unpacked may both be meant to harm: nothing here follows a link, and nothing is made or
+read outside of the folder that it is given as a descriptor.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import tarfile
+import time
+
+from .refusal import RefusedError, from_os_error
+from .slot_files import show
+from .trees import empty_folder
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, BinaryIO, Dict, Iterator, List, Tuple, Union
+
+MAX_ENTRIES = 200_000
+MAX_DEPTH = 200
+"""Folders below folders: each level costs a descriptor."""
+TIME_LIMIT_S = 50.0
+_ROOT = "."
+_XATTR = "SCHILY.xattr."
+_CHUNK = 1 << 16
+_ZEROS = bytes(_CHUNK)
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FILE = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+_FILE_MODE, _FOLDER_MODE = 0o1777, 0o3777
+"""What is kept of modes: a copy must not gain set-user-id bits for whoever unpacks it."""
+
+
+def pack(folder: int, target: int, max_bytes: int) -> int:
+    """Write the archive of an open folder to the file `target`, which must be empty; returns the number of entries.
+
+    Raises `RefusedError` for what is too much for an archive, and when the system refuses.
+    """
+    with os.fdopen(os.dup(target), "wb") as file:
+        packer = _Packer(file, max_bytes)
+        try:
+            return packer.run(folder)
+        except OSError as error:
+            raise from_os_error(error, "packing %s" % show(packer.path)) from error
+
+
+def unpack(folder: int, source: int) -> int:
+    """Have an open folder hold what the archive in the file `source` does, and nothing else; the number of entries.
+
+    Raises `RefusedError` for what is no such archive, and when the folder has no room; the folder is then of no use.
+    """
+    with os.fdopen(os.dup(source), "rb") as file:
+        file.seek(0)
+        try:
+            empty_folder("/proc/self/fd/%d/." % folder)
+            return _Unpacker(folder).run(file)
+        except OSError as error:
+            raise from_os_error(error, "unpacking a snapshot") from error
+        except (tarfile.TarError, ValueError, KeyError, RecursionError, OverflowError) as error:
+            raise _no_archive(str(error)) from error
+
+
+def _no_archive(reason: str) -> RefusedError:
+    return RefusedError("bad_request", "this is no archive of a snapshot: %s" % reason)
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self._end = time.monotonic() + TIME_LIMIT_S
+        self.count = 0
+
+    def tick(self) -> None:
+        """One more entry."""
+        self.count += 1
+        if self.count > MAX_ENTRIES:
+            raise RefusedError("too_large", "more than %d files and folders" % MAX_ENTRIES)
+        if time.monotonic() > self._end:
+            raise RefusedError("too_large", "it took over %d s" % TIME_LIMIT_S)
+
+
+# --- Packing --------------------------------------------------------------------------------------
+
+
+class _Packer:
+    def __init__(self, file: BinaryIO, max_bytes: int) -> None:
+        self._file = file
+        self._max_bytes = max_bytes
+        self._archive = tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT)
+        self._clock = _Clock()
+        self.path = _ROOT
+        """What is being packed."""
+        self._linked: Dict[Tuple[int, int], str] = {}
+        """Files with several names, by what identifies them, and the first name packed."""
+
+    def run(self, folder: int) -> int:
+        self._add(_member(_ROOT, os.fstat(folder), _attributes(folder)))
+        for parent, name, path, info in _entries(folder):
+            self._pack(parent, name, path, info)
+        self._archive.close()
+        return self._clock.count
+
+    def _pack(self, parent: int, name: bytes, path: str, info: os.stat_result) -> None:
+        self.path = path
+        self._clock.tick()
+        if not stat.S_ISDIR(info.st_mode) and info.st_nlink > 1:
+            first = self._linked.setdefault((info.st_dev, info.st_ino), path)
+            if first != path:
+                member = tarfile.TarInfo(path)
+                member.type, member.linkname = tarfile.LNKTYPE, first
+                self._add(member)
+                return
+        if stat.S_ISREG(info.st_mode):
+            self._pack_file(parent, name, path)
+        elif stat.S_ISDIR(info.st_mode):
+            descriptor = _open_even_if_closed(name, parent, _FOLDER)
+            try:
+                self._add(_member(path, info, _attributes(descriptor)))
+            finally:
+                os.close(descriptor)
+        elif stat.S_ISLNK(info.st_mode):
+            member = _member(path, info, {})
+            member.linkname = os.fsdecode(os.readlink(name, dir_fd=parent))
+            self._add(member)
+        elif stat.S_ISFIFO(info.st_mode):
+            self._add(_member(path, info, {}))
+
+    def _pack_file(self, parent: int, name: bytes, path: str) -> None:
+        descriptor = _open_even_if_closed(name, parent, os.O_RDONLY | _FILE)
+        with os.fdopen(descriptor, "rb", buffering=0) as content:
+            info = os.fstat(descriptor)
+            member = _member(path, info, _attributes(descriptor))
+            self._add(member, content)
+
+    def _add(self, member: tarfile.TarInfo, content: Any = None) -> None:
+        if self._file.tell() + member.size > self._max_bytes:
+            raise RefusedError(
+                "too_large", "the workspace is over %d bytes as an archive" % self._max_bytes
+            )
+        self._archive.addfile(member, content)
+        self._archive.members = []  # type: ignore[attr-defined] # it would keep all of them
+
+
+def _entries(top: int) -> Iterator[Tuple[int, bytes, str, os.stat_result]]:
+    """Everything below a folder as (open parent, name, path, lstat), folders before what is in them."""
+    pending: List[Tuple[int, str, List[bytes]]] = [(os.dup(top), "", _names(top))]
+    try:
+        while pending:
+            folder, prefix, names = pending[-1]
+            if not names:
+                os.close(pending.pop()[0])
+                continue
+            name = names.pop()
+            path = prefix + os.fsdecode(name)
+            info = os.stat(name, dir_fd=folder, follow_symlinks=False)
+            yield folder, name, path, info
+            if stat.S_ISDIR(info.st_mode):
+                if len(pending) > MAX_DEPTH:
+                    raise RefusedError("too_large", "folders deeper than %d" % MAX_DEPTH)
+                below = _open_even_if_closed(name, folder, _FOLDER)
+                pending.append((below, path + "/", []))
+                pending[-1][2].extend(_names(below))
+    finally:
+        for folder, _, _ in pending:
+            os.close(folder)
+
+
+def _names(folder: int) -> List[bytes]:
+    """Names in a folder, last first."""
+    names = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            names.append(os.fsencode(entry.name))
+            if len(names) > MAX_ENTRIES:
+                raise RefusedError("too_large", "more than %d files in a folder" % MAX_ENTRIES)
+    names.sort(reverse=True)
+    return names
+
+
+def _open_even_if_closed(name: bytes, parent: int, flags: int) -> int:
+    """Open what its owner may have closed to itself by its mode, which stays as it was."""
+    try:
+        return os.open(name, flags, dir_fd=parent)
+    except PermissionError:
+        handle = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+    try:
+        # By way of the handle: a name might have become a link meanwhile.
+        path, mode = "/proc/self/fd/%d" % handle, stat.S_IMODE(os.fstat(handle).st_mode)
+        os.chmod(path, mode | stat.S_IRWXU)
+        try:
+            return os.open(path, flags & ~os.O_NOFOLLOW)
+        finally:
+            os.chmod(path, mode)
+    finally:
+        os.close(handle)
+
+
+def _member(path: str, info: os.stat_result, attributes: Dict[str, str]) -> tarfile.TarInfo:
+    member = tarfile.TarInfo(path)
+    member.mode = stat.S_IMODE(info.st_mode)
+    member.pax_headers = dict(attributes, mtime="%d.%09d" % divmod(info.st_mtime_ns, 10**9))
+    if stat.S_ISREG(info.st_mode):
+        member.size = info.st_size
+    elif stat.S_ISDIR(info.st_mode):
+        member.type = tarfile.DIRTYPE
+    elif stat.S_ISLNK(info.st_mode):
+        member.type = tarfile.SYMTYPE
+    else:
+        member.type = tarfile.FIFOTYPE
+    return member
+
+
+def _attributes(descriptor: int) -> Dict[str, str]:
+    try:
+        names = os.listxattr(descriptor)
+    except OSError:
+        return {}  # this file system has none
+    # The archive's format ends a name at "=".
+    ours = [name for name in names if name.startswith("user.") and "=" not in name]
+    return {_XATTR + name: os.fsdecode(os.getxattr(descriptor, name)) for name in ours}
+
+
+# --- Unpacking ------------------------------------------------------------------------------------
+
+
+class _Unpacker:
+    def __init__(self, folder: int) -> None:
+        self._top = folder
+        self._clock = _Clock()
+        self._parent: Tuple[Tuple[bytes, ...], int] = ((), os.dup(folder))
+        """The folder that was last filled, and a descriptor of it: most entries lie next to the one before."""
+        self._folders: List[Tuple[Tuple[bytes, ...], tarfile.TarInfo]] = []
+
+    def run(self, file: BinaryIO) -> int:
+        try:
+            with tarfile.open(fileobj=file, mode="r:") as archive:
+                member = archive.next()
+                while member is not None:
+                    self._clock.tick()
+                    self._make(archive, member)
+                    archive.members = []  # type: ignore[attr-defined] # it would keep all of them
+                    member = archive.next()
+            self._finish_folders()
+        finally:
+            os.close(self._parent[1])
+        return self._clock.count
+
+    def _make(self, archive: tarfile.TarFile, member: tarfile.TarInfo) -> None:
+        if member.name == _ROOT and member.isdir():
+            self._folders.append(((), member))
+            return
+        parts = _parts(member.name)
+        parent, name = self._open(parts[:-1]), parts[-1]
+        if member.isreg() and member.sparse is None:
+            self._make_file(archive, member, parent, name)
+        elif member.isdir():
+            os.mkdir(name, 0o700, dir_fd=parent)
+            self._folders.append((parts, member))
+        elif member.issym():
+            os.symlink(os.fsencode(member.linkname), name, dir_fd=parent)
+            os.utime(name, ns=_times(member), dir_fd=parent, follow_symlinks=False)
+        elif member.islnk():
+            self._make_link(member, parent, name)
+        elif member.isfifo():
+            os.mkfifo(name, 0o600, dir_fd=parent)
+            os.chmod(name, member.mode & _FILE_MODE, dir_fd=parent)
+            os.utime(name, ns=_times(member), dir_fd=parent)
+        else:
+            raise _no_archive("an entry of type %r" % member.type)
+
+    def _make_file(
+        self, archive: tarfile.TarFile, member: tarfile.TarInfo, parent: int, name: bytes
+    ) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FILE
+        descriptor = os.open(name, flags, 0o600, dir_fd=parent)
+        try:
+            content = archive.extractfile(member)
+            assert content is not None
+            _fill(descriptor, content, member.size)
+            _finish(descriptor, member, member.mode & _FILE_MODE)
+        finally:
+            os.close(descriptor)
+
+    def _make_link(self, member: tarfile.TarInfo, parent: int, name: bytes) -> None:
+        first = _parts(member.linkname)
+        folder = _open_below(self._top, first[:-1])
+        try:
+            os.link(first[-1], name, src_dir_fd=folder, dst_dir_fd=parent, follow_symlinks=False)
+        finally:
+            os.close(folder)
+
+    def _open(self, parts: Tuple[bytes, ...]) -> int:
+        known, descriptor = self._parent
+        if parts != known:
+            fresh = _open_below(self._top, parts)
+            os.close(descriptor)
+            self._parent = (parts, fresh)
+        return self._parent[1]
+
+    def _finish_folders(self) -> None:
+        """Last ones first: a folder that is closed to its owner closes what is below it too."""
+        for parts, member in reversed(self._folders):
+            folder = _open_below(self._top, parts)
+            try:
+                _finish(folder, member, member.mode & _FOLDER_MODE)
+            finally:
+                os.close(folder)
+
+
+def _parts(path: str) -> Tuple[bytes, ...]:
+    parts = tuple(os.fsencode(path).split(b"/"))
+    if not path or "\0" in path or any(part in (b"", b".", b"..") for part in parts):
+        raise _no_archive("an entry named %a" % path[:200])
+    if len(parts) > MAX_DEPTH + 1:
+        raise _no_archive("folders deeper than %d" % MAX_DEPTH)
+    return parts
+
+
+def _open_below(top: int, parts: Tuple[bytes, ...]) -> int:
+    """A folder below `top`, reached without following any link."""
+    descriptor = os.dup(top)
+    for part in parts:
+        try:
+            below = os.open(part, _FOLDER, dir_fd=descriptor)
+        finally:
+            os.close(descriptor)
+        descriptor = below
+    return descriptor
+
+
+def _fill(descriptor: int, content: Any, size: int) -> None:
+    """Copy, leaving holes where there are only zeros."""
+    done = 0
+    while done < size:
+        data = content.read(min(_CHUNK, size - done))
+        if not data:
+            raise _no_archive("it ends in the middle of a file")
+        if data == _ZEROS[: len(data)]:
+            os.lseek(descriptor, len(data), os.SEEK_CUR)
+        else:
+            _write(descriptor, data)
+        done += len(data)
+    os.ftruncate(descriptor, size)
+
+
+def _write(descriptor: int, data: Union[bytes, memoryview]) -> None:
+    while data:
+        data = memoryview(data)[os.write(descriptor, data) :]
+
+
+def _finish(descriptor: int, member: tarfile.TarInfo, mode: int) -> None:
+    for key, value in member.pax_headers.items():
+        if key.startswith(_XATTR + "user."):
+            try:
+                os.setxattr(descriptor, key[len(_XATTR) :], os.fsencode(value))
+            except OSError:
+                continue  # this file system takes none, or not as many
+    os.fchmod(descriptor, mode)
+    os.utime(descriptor, ns=_times(member))
+
+
+def _times(member: tarfile.TarInfo) -> Tuple[int, int]:
+    seconds, _, fraction = member.pax_headers.get("mtime", str(int(member.mtime))).partition(".")
+    modified = int(seconds) * 10**9 + int((fraction + "000000000")[:9])
+    return modified, modified

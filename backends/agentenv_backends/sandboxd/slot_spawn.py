@@ -1,0 +1,229 @@
+"""Starting programs in a slot: as the slot's user, with default signals, the first to go when memory runs out."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import select
+
+from . import slot_entry
+from .lean import (
+    PR_SET_CHILD_SUBREAPER,
+    SIGKILL,
+    SIGSTOP,
+    default_signals,
+    hold_signals,
+    prctl,
+    unblock_signals,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable, Dict, List, NoReturn, Sequence, Tuple, Union
+
+    from .slot_exec import OomScore
+    from .slot_user import SlotUser
+
+    FileActions = Sequence[Tuple[Any, ...]]
+    Arguments = List[Union[str, bytes]]
+
+_ALL_SIGNALS = tuple(number for number in range(1, 32) if number not in (SIGKILL, SIGSTOP))
+"""What the host or its driver ignores is no matter of a command's: a shell could not even trap it."""
+_BEGIN_S = 5.0
+"""How long a program is awaited to begin; one that is held up by then is left to its own deadline."""
+_NO_TEXT = b"\xff"
+"""How the number of a failure ends, as 8 bytes of a negative number, and how no UTF-8 does."""
+_NOT_HERE = frozenset(
+    (errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOEXEC, errno.ENOSYS, errno.EINVAL)
+)
+"""What a system says that does not let an entry program begin, or become another user."""
+
+
+class Spawner:
+    """Starts programs, each in a session of its own. `user` is who they are, where that is not who the init is."""
+
+    def __init__(self, oom_score: OomScore, user: Union[SlotUser, None]) -> None:
+        self._oom_score = oom_score
+        self._user = user
+        self._entry = _Entry(user.uid) if user is not None and not user.is_root else None
+        if user is not None:
+            hold_signals()
+
+    def spawn(
+        self,
+        path: str,
+        arguments: Arguments,
+        env: Dict[str, str],
+        actions: FileActions,
+        *,
+        subreaper: bool = False,
+    ) -> int:
+        """Start a program and return its process id. `actions` are those of `os.posix_spawn`.
+
+        What descends from a `subreaper` stays below it while it lives.
+        Raises `OSError` when the system does not let it begin, `ValueError` for what it cannot be given.
+        """
+        self._oom_score.raise_for_children()
+        try:
+            if self._entry is not None and not subreaper:
+                try:
+                    return self._entry.spawn(path, arguments, env, actions)
+                except OSError as error:
+                    if error.errno not in _NOT_HERE:
+                        raise
+                    self._entry = None
+            if self._user is not None or subreaper:
+                fork = _Fork(self._user, subreaper=subreaper)
+                return fork.spawn(path, arguments, env, actions)
+            return os.posix_spawn(
+                path,
+                arguments,
+                env,
+                file_actions=actions,
+                setsid=True,
+                setsigmask=(),
+                setsigdef=_ALL_SIGNALS,
+            )
+        finally:
+            self._oom_score.restore()
+
+
+class _Entry:
+    """What `_Fork` does for commands of a user, in half the time, by way of an entry program."""
+
+    def __init__(self, uid: int) -> None:
+        self._uid = uid
+        self._programs: Dict[str, int] = {}
+        """Descriptors, by what the program becomes: the slot's shell."""
+
+    def spawn(
+        self, path: str, arguments: Arguments, env: Dict[str, str], actions: FileActions
+    ) -> int:
+        if path not in self._programs:
+            self._programs[path] = slot_entry.open_entry_program(self._uid, path)
+
+        def start(failures: int) -> int:
+            return os.posix_spawn(
+                "/proc/self/fd/%d" % self._programs[path],
+                arguments,
+                env,
+                file_actions=[*actions, (os.POSIX_SPAWN_DUP2, failures, slot_entry.FAILURES)],
+                setsid=True,
+                setsigmask=(),
+            )
+
+        return _begun(start, actions)
+
+
+class _Fork:
+    """What `posix_spawn` does, by a child that takes on another identity between fork and exec."""
+
+    def __init__(self, user: Union[SlotUser, None], *, subreaper: bool) -> None:
+        self._user = user
+        self._subreaper = subreaper
+
+    def spawn(
+        self, path: str, arguments: Arguments, env: Dict[str, str], actions: FileActions
+    ) -> int:
+        def start(failures: int) -> int:
+            pid = os.fork()
+            if pid == 0:
+                self._begin(path, arguments, env, actions, failures)
+            return pid
+
+        return _begun(start, actions)
+
+    def _begin(
+        self,
+        path: str,
+        arguments: Arguments,
+        env: Dict[str, str],
+        actions: FileActions,
+        failures: int,
+    ) -> NoReturn:
+        try:
+            # As little as can be: every line costs the child pages of its own.
+            os.setsid()
+            if self._user is not None:
+                unblock_signals()
+                self._user.become_command()
+            else:
+                default_signals()
+            if self._subreaper:
+                prctl(PR_SET_CHILD_SUBREAPER, 1)
+            _act(actions)
+            os.execve(path, arguments, env)  # noqa: S606 - the slot's shell
+        except OSError as error:
+            os.write(failures, (-(error.errno or errno.EIO)).to_bytes(8, "little", signed=True))
+        except BaseException as error:  # noqa: BLE001 - the child of a fork has nobody to raise to
+            os.write(failures, str(error).encode("utf-8", "backslashreplace"))
+        finally:
+            os._exit(127)
+
+
+def _begun(start: Callable[[int], int], actions: FileActions) -> int:
+    """The process that `start` gives, which writes to the descriptor it is given why its program does not begin."""
+    reading, writing = _pipe_out_of_the_way(actions)
+    try:
+        try:
+            pid = start(writing)
+        finally:
+            os.close(writing)
+        failure = _first_words(reading)
+    finally:
+        os.close(reading)
+    if failure:
+        os.kill(pid, SIGKILL)  # neighbours of the same user may have stopped it
+        os.waitpid(pid, 0)
+        raise _as_error(failure)
+    return pid
+
+
+def _pipe_out_of_the_way(actions: FileActions) -> Tuple[int, int]:
+    """A pipe whose writing end has a number that no action gives away."""
+    reading, writing = os.pipe()
+    highest = max((action[-1] if _is_dup(action) else action[1] for action in actions), default=0)
+    if writing > highest:
+        return reading, writing
+    try:
+        return reading, fcntl.fcntl(writing, fcntl.F_DUPFD_CLOEXEC, highest + 1)
+    except OSError:
+        os.close(reading)
+        raise
+    finally:
+        os.close(writing)
+
+
+def _is_dup(action: Tuple[Any, ...]) -> bool:
+    return bool(action[0] == os.POSIX_SPAWN_DUP2)
+
+
+def _act(actions: FileActions) -> None:
+    for kind, *values in actions:
+        if kind == os.POSIX_SPAWN_DUP2:
+            os.dup2(*values)
+        elif kind == os.POSIX_SPAWN_CLOSE:
+            os.close(*values)
+        else:
+            target, path, flags, mode = values
+            opened = os.open(path, flags, mode)
+            if opened == target:
+                os.set_inheritable(target, True)
+            else:
+                os.dup2(opened, target)
+                os.close(opened)
+
+
+def _first_words(reading: int) -> bytes:
+    """Why a program did not begin; nothing when it did: its end of the pipe closes then."""
+    poll = select.poll()
+    poll.register(reading, select.POLLIN)
+    return os.read(reading, 4096) if poll.poll(_BEGIN_S * 1000) else b""
+
+
+def _as_error(failure: bytes) -> Exception:
+    if failure.endswith(_NO_TEXT):
+        number = -int.from_bytes(failure, "little", signed=True)
+        return OSError(number, os.strerror(number))
+    return ValueError(failure.decode("utf-8", "replace"))

@@ -1,0 +1,60 @@
+"""A real Docker engine for tests, or the reason why there is none.
+
+    from tests.docker_engine import IMAGE, needs_engine
+
+    pytestmark = [pytest.mark.docker, needs_engine]
+
+Without an engine, or without the image, such tests skip with the reason; where AGENTENV_REQUIRE_DOCKER=1 they fail.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import Any
+
+import pytest
+
+IMAGE = os.environ.get("AGENTENV_TEST_IMAGE", "agentenv-test:debian12")
+"""It has python3, bash, tmux, less, vim and procps. `scripts/test-engine.sh start` makes it."""
+_REQUIRED = os.environ.get("AGENTENV_REQUIRE_DOCKER") == "1"
+
+
+def why_no_engine() -> str:
+    """The reason why no container can be started here; empty when one can."""
+    try:
+        from agentenv_backends.docker.engine import Engine
+    except ModuleNotFoundError as error:
+        return f"{error.name} is not installed"
+    from agentenv_backends.errors import EngineError
+
+    async def look() -> str:
+        async with asyncio.timeout(20), Engine() as engine:
+            found = await engine.find_image(IMAGE)
+            return "" if found else f"{engine.name} has no image {IMAGE} (AGENTENV_TEST_IMAGE)"
+
+    try:
+        return asyncio.run(look())
+    except (EngineError, TimeoutError) as error:
+        return f"no Docker engine answers: {error}"
+
+
+@pytest.fixture(scope="session")
+def docker_engine() -> None:
+    """Skips, or fails, what needs an engine where there is none."""
+    reason = why_no_engine()
+    if reason and _REQUIRED:
+        pytest.fail(f"AGENTENV_REQUIRE_DOCKER=1, but {reason}", pytrace=False)
+    if reason:
+        pytest.skip(reason)
+
+
+needs_engine = pytest.mark.usefixtures("docker_engine")
+
+
+def backend_param(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """The settings of a backend that a fixture is parametrised with; those of a docker one need an engine."""
+    settings: dict[str, Any] = request.param
+    if settings["type"] == "docker":
+        request.getfixturevalue("docker_engine")
+    return settings
