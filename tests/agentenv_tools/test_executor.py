@@ -264,7 +264,6 @@ async def test_a_backend_that_holds_the_policy_is_accepted():
 @pytest.mark.parametrize(
     "values",
     [
-        {"tool_server_url": "http://localhost:1"},
         {"tool_server_token": "secret"},
         {"batch_window_ms": -1},
         {"max_batch_size": 0},

@@ -4,63 +4,63 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from agentenv_backends.errors import (
     AcquireTimeoutError,
     BackendError,
-    CapabilityError,
     InfrastructureError,
     SandboxTimeoutError,
 )
-from agentenv_backends.requests import ExecRequest
+from agentenv_backends.requests import RecordingRequest, ShellRequest, TmuxRequest
+from agentenv_backends.results import RecordingResult, ShellResult, TmuxResult
+from agentenv_tools._capabilities import check_policy, check_tools
 from agentenv_tools._departures import Departures
+from agentenv_tools._recordings import RecordingBook
 
 if TYPE_CHECKING:
-    from agentenv_backends.base import Backend, Slot
+    from collections.abc import Awaitable, Callable
+
+    from agentenv_backends.base import Backend, Slot, Snapshot
     from agentenv_backends.requests import Request
     from agentenv_backends.results import Result
     from agentenv_tools._trajectory import Trajectory
     from agentenv_tools.config import ToolExecutorConfig
+    from agentenv_tools.registry import ToolRegistry
     from agentenv_tools.stats import Counters
 
 logger = logging.getLogger(__name__)
 
 _SLACK_S = 5.0
 """How much later than the backend's own deadline a wait is given up here. Backends keep theirs; this is the net."""
+_SNAPSHOT_LIMIT_S = 300.0
+"""The same for snapshots, whose own deadlines only the backend knows."""
+T = TypeVar("T")
 
 
 class SlotKeeper:
     """Takes slots, sends requests to them and gives them back."""
 
-    def __init__(self, backend: Backend, config: ToolExecutorConfig, counters: Counters) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        registry: ToolRegistry,
+        config: ToolExecutorConfig,
+        counters: Counters,
+    ) -> None:
         self._backend = backend
+        self._registry = registry
         self._config = config
         self._counters = counters
         self._departures = Departures(config.max_batch_size, counters)
         self._checked = False
 
     def check_capabilities(self) -> None:
-        """Raise `CapabilityError` unless the backend offers what the configuration requires."""
+        """Raise `CapabilityError` unless the backend offers what the configuration and the tools require."""
         if self._checked:
             return
-        offered, config = self._backend.capabilities, self._config
-        isolated = offered.isolation != "none"
-        if not config.allow_network and not offered.network_control:
-            raise CapabilityError(
-                "allow_network is False, but this backend cannot keep commands off the network; "
-                "choose one that can, or set allow_network to True"
-            )
-        if config.require_sandbox and not isolated:
-            raise CapabilityError(
-                "require_sandbox is True, but this backend runs commands without isolation; "
-                "choose another one"
-            )
-        if config.require_stateful_sandbox and not (isolated and offered.stateful_terminals):
-            raise CapabilityError(
-                "require_stateful_sandbox is True, but this backend has no isolated stateful "
-                "terminals; set it to False"
-            )
+        check_policy(self._config, self._backend.capabilities)
+        check_tools(self._registry, self._backend.capabilities)
         self._checked = True
 
     async def acquire(self, trajectory: Trajectory) -> float:
@@ -93,11 +93,49 @@ class SlotKeeper:
         trajectory.check()
         slot = trajectory.slot
         assert slot is not None
+        if isinstance(request, ShellRequest | TmuxRequest) and trajectory.recordings is None:
+            trajectory.recordings = RecordingBook(self._config.max_recording_bytes)
         try:
-            return await self._send_in_time(slot, request)
+            answer = await self._send_in_time(slot, request)
         except InfrastructureError as error:
             trajectory.lost = trajectory.lost or error
             raise
+        if isinstance(answer, ShellResult | TmuxResult) and trajectory.recordings is not None:
+            trajectory.recordings.add(answer.recordings)
+        return answer
+
+    async def snapshot(self, trajectory: Trajectory) -> Snapshot:
+        """Freeze the workspace of the trajectory's slot. An `InfrastructureError` loses the trajectory."""
+        return await self._at_start_or_end(trajectory, self._backend.snapshot)
+
+    async def restore(self, trajectory: Trajectory, snapshot: Snapshot) -> None:
+        """Start the trajectory's slot from `snapshot`. An `InfrastructureError` loses the trajectory."""
+        await self._at_start_or_end(trajectory, lambda slot: self._backend.restore(slot, snapshot))
+
+    async def _at_start_or_end(
+        self, trajectory: Trajectory, work: Callable[[Slot], Awaitable[T]]
+    ) -> T:
+        trajectory.check()
+        slot = trajectory.slot
+        assert slot is not None
+        try:
+            return await _in_time(work(slot), slot, "a snapshot", _SNAPSHOT_LIMIT_S)
+        except InfrastructureError as error:
+            trajectory.lost = trajectory.lost or error
+            raise
+
+    async def fetch_recordings(self, trajectory: Trajectory) -> None:
+        """Ask the slot for what its terminals recorded and no result carried, if there may be any.
+
+        Raises whatever goes wrong; the trajectory is not lost by it.
+        """
+        book, slot = trajectory.recordings, trajectory.slot
+        if book is None or slot is None or book.full:
+            return
+        async with asyncio.timeout(self._config.recording_timeout_s):
+            answer = await self._send_in_time(slot, RecordingRequest())
+        if isinstance(answer, RecordingResult):
+            book.add(answer.recordings)
 
     async def give_back(self, trajectory: Trajectory, *, reset_workspace: bool = True) -> None:
         """Release the trajectory's slot, if it has one. Never raises: a failure is counted and logged."""
@@ -132,22 +170,23 @@ class SlotKeeper:
 
     async def _send_in_time(self, slot: Slot, request: Request) -> Result:
         await self._departures.leave(slot.host_id)
-        deadline_s = (
-            request.timeout_s
-            if isinstance(request, ExecRequest)
-            else self._backend.default_timeout_s
-        )
+        deadline_s = getattr(request, "timeout_s", self._backend.default_timeout_s)
         limit = deadline_s + self._backend.grace_s + _SLACK_S
-        try:
-            async with asyncio.timeout(limit):
-                return await self._backend.execute(slot, request)
-        except BackendError:
-            raise
-        except TimeoutError as error:
-            raise SandboxTimeoutError(
-                f"slot {slot.slot_id}: no answer to a {type(request).__name__} within {limit:g}s"
-            ) from error
-        except Exception as error:
-            raise InfrastructureError(
-                f"slot {slot.slot_id}: the backend failed with {error!r}"
-            ) from error
+        answer = self._backend.execute(slot, request)
+        return await _in_time(answer, slot, f"a {type(request).__name__}", limit)
+
+
+async def _in_time(work: Awaitable[T], slot: Slot, what: str, limit: float) -> T:
+    try:
+        async with asyncio.timeout(limit):
+            return await work
+    except BackendError:
+        raise
+    except TimeoutError as error:
+        raise SandboxTimeoutError(
+            f"slot {slot.slot_id}: no answer to {what} within {limit:g}s"
+        ) from error
+    except Exception as error:
+        raise InfrastructureError(
+            f"slot {slot.slot_id}: the backend failed with {error!r}"
+        ) from error

@@ -12,19 +12,31 @@ if TYPE_CHECKING:
 
     from agentenv_backends.base import Slot
     from agentenv_backends.errors import InfrastructureError
+    from agentenv_tools._recordings import RecordingBook
     from agentenv_tools.stats import Counters
 
 
 class Trajectory:
     """Calls take turns, first come first served. A slot that was lost is never replaced: its files are gone."""
 
-    __slots__ = ("acquiring", "lost", "released", "slot", "trajectory_id", "turn", "turns")
+    __slots__ = (
+        "acquiring",
+        "lost",
+        "recordings",
+        "released",
+        "slot",
+        "trajectory_id",
+        "turn",
+        "turns",
+    )
 
     def __init__(self, trajectory_id: str) -> None:
         self.trajectory_id = trajectory_id
         self.slot: Slot | None = None
         self.lost: InfrastructureError | None = None
         self.released = False
+        self.recordings: RecordingBook | None = None
+        """What its terminals recorded; None until it uses one."""
         self.turn = asyncio.Lock()
         self.acquiring = asyncio.Lock()
         self.turns: set[Turn] = set()

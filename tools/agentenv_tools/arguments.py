@@ -22,6 +22,7 @@ ModelT = TypeVar("ModelT", bound=BaseModel)
 
 _MAX_PROBLEMS = 5
 _MAX_VALUE_CHARS = 80
+_MAX_NODES = 20_000
 _VALUES = frozenset(
     {"default", "const", "enum", "examples"}
 )  # keys whose content is data, not schema
@@ -38,12 +39,27 @@ def describe(model: type[BaseModel]) -> tuple[dict[str, Any], list[str]]:
 
     Nested models are written out in place. Raises `ToolConfigError` for one that contains itself.
     """
-    schema = model.model_json_schema(by_alias=True)
-    definitions = schema.get("$defs", {})
-    properties = {
-        name: _plain(node, definitions, ()) for name, node in schema.get("properties", {}).items()
-    }
-    return properties, list(schema.get("required", []))
+    return parameters_of(model.model_json_schema(by_alias=True))
+
+
+def parameters_of(schema: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The same of the JSON schema of an object.
+
+    Raises `ToolConfigError` for what is no such schema, refers to what it does not define, or is too large when
+    written out.
+    """
+    properties, required = schema.get("properties", {}), schema.get("required", [])
+    definitions = [schema.get("definitions", {}), schema.get("$defs", {})]
+    if not all(isinstance(part, dict) for part in (properties, *definitions)):
+        raise ToolConfigError("the schema's `properties` and `$defs` must be objects")
+    if not isinstance(required, list) or not set(map(str, required)) <= properties.keys():
+        raise ToolConfigError("the schema's `required` must list names of `properties`")
+    writer = _SchemaWriter({**definitions[0], **definitions[1]})
+    try:
+        plain = {name: writer.plain(node, ()) for name, node in properties.items()}
+    except RecursionError:
+        raise ToolConfigError("the schema is nested too deeply") from None
+    return plain, list(required)
 
 
 def validate(model: type[ModelT], tool: str, arguments: Mapping[str, Any]) -> ModelT:
@@ -79,33 +95,43 @@ def _say(problem: ErrorDetails) -> str:
     return f"{field}: {message} (got {shorten(problem['input'])})"
 
 
-def _plain(node: Any, definitions: dict[str, Any], inside: tuple[str, ...]) -> Any:
-    """The schema without titles, references and the `null` branch of a parameter that may be left out."""
-    if isinstance(node, list):
-        return [_plain(item, definitions, inside) for item in node]
-    if not isinstance(node, dict):
-        return node
-    reference = node.get("$ref")
-    if reference is not None:
-        return _inlined(node, reference.rpartition("/")[2], definitions, inside)
-    plain = {
-        key: value if key in _VALUES else _plain(value, definitions, inside)
-        for key, value in node.items()
-        if not (key == "title" and isinstance(value, str))
-    }
-    return _without_null(plain)
+class _SchemaWriter:
+    """Writes schemas without titles, references and the `null` branch of a parameter that may be left out."""
 
+    def __init__(self, definitions: Mapping[str, Any]) -> None:
+        self._definitions = definitions
+        self._left = _MAX_NODES
 
-def _inlined(
-    node: dict[str, Any], name: str, definitions: dict[str, Any], inside: tuple[str, ...]
-) -> Any:
-    if name in inside:
-        raise ToolConfigError(
-            f"the parameter type {name} contains itself, which a tool schema cannot express; "
-            "take a JSON string or a dict[str, Any] instead"
-        )
-    beside = {key: value for key, value in node.items() if key != "$ref"}
-    return _plain({**definitions[name], **beside}, definitions, (*inside, name))
+    def plain(self, node: Any, inside: tuple[str, ...]) -> Any:
+        """`node`, found within the definitions named by `inside`."""
+        self._left -= 1
+        if self._left < 0:
+            raise ToolConfigError(f"the schema has more than {_MAX_NODES} parts when written out")
+        if isinstance(node, list):
+            return [self.plain(item, inside) for item in node]
+        if not isinstance(node, dict):
+            return node
+        reference = node.get("$ref")
+        if isinstance(reference, str):
+            return self._inlined(node, reference, inside)
+        plain = {
+            key: value if key in _VALUES else self.plain(value, inside)
+            for key, value in node.items()
+            if not (key == "title" and isinstance(value, str))
+        }
+        return _without_null(plain)
+
+    def _inlined(self, node: dict[str, Any], reference: str, inside: tuple[str, ...]) -> Any:
+        name = reference.rpartition("/")[2]
+        if name in inside:
+            raise ToolConfigError(
+                f"the parameter type {name} contains itself, which a tool schema cannot express; "
+                "take a JSON string or a dict[str, Any] instead"
+            )
+        if not isinstance(self._definitions.get(name), dict):
+            raise ToolConfigError(f"the schema refers to {reference!r}, which it does not define")
+        beside = {key: value for key, value in node.items() if key != "$ref"}
+        return self.plain({**self._definitions[name], **beside}, (*inside, name))
 
 
 def _without_null(node: dict[str, Any]) -> dict[str, Any]:

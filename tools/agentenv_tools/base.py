@@ -1,4 +1,7 @@
-"""What a tool is. `SandboxTool` runs in the trajectory's slot, `FunctionTool` (function_tool.py) in the driver."""
+"""What a tool is.
+
+`SandboxTool` runs in the trajectory's slot, `FunctionTool` (function_tool.py) in the driver, `ExternalTool` elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, final
 from pydantic import BaseModel
 
 from agentenv_backends.errors import InfrastructureError
-from agentenv_backends.requests import ExecRequest
+from agentenv_backends.requests import ExecRequest, ShellRequest, TmuxRequest
 from agentenv_backends.results import OpFailure
-from agentenv_tools.arguments import describe, validate
+from agentenv_tools.arguments import describe, invalid_arguments, validate
+from agentenv_tools.errors import ToolCallFormatError
+from agentenv_tools.json_values import validate_json_arguments
 from agentenv_tools.schema import ToolSchema
 
 if TYPE_CHECKING:
@@ -32,6 +37,8 @@ class Tool(ABC, Generic[ArgumentsT]):
     """Something a model may call: its schema, and what happens then."""
 
     schema: ToolSchema
+    backend_needs: ClassVar[tuple[str, ...]] = ()
+    """Fields of `Capabilities` that must hold; an executor over a backend without them does not start."""
 
     # ---- override these ----
 
@@ -88,6 +95,10 @@ class SandboxTool(Tool[ModelT]):
     def result(self, arguments: ModelT, result: Result, timeout_s: float) -> ToolResult:
         """What the model gets to read of the answer."""
 
+    def asked_s(self, arguments: ModelT) -> float | None:
+        """Seconds its own arguments ask the call to take, where it has such beside `timeout`. The executor decides."""
+        return None
+
     # ---- machinery ----
 
     @final
@@ -100,6 +111,28 @@ class SandboxTool(Tool[ModelT]):
         """See `Tool.run`."""
         answer = await ctx.execute(self.request(arguments, ctx.timeout_s))
         return self.result(arguments, answer, ctx.timeout_s)
+
+
+class ExternalTool(Tool[dict[str, Any]]):
+    """A tool that another process carries out: a tool server, or an MCP server (`agentenv_tools.external`).
+
+    It takes no slot, and keeps deadlines of its own, a little later than its call's.
+    """
+
+    def __init__(self, schema: ToolSchema, origin: str) -> None:
+        """`origin` says where it comes from, for errors."""
+        self.schema = replace(schema, external=True)
+        self.origin = origin
+
+    def validate(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """See `Tool.validate`. Whoever carries the call out judges them; here they need only be JSON."""
+        try:
+            return validate_json_arguments(dict(arguments))
+        except ToolCallFormatError as error:
+            raise invalid_arguments(self.schema.name, [str(error)]) from error
+
+    async def prepare(self, trajectory_id: str) -> None:
+        """Have what the trajectory's calls need, such as a session of its own. Raises `InfrastructureError`."""
 
 
 class ToolContext:
@@ -187,9 +220,12 @@ class ToolContext:
         return replace(request, cwd=self.working_dir)
 
     def _within_deadline(self, request: Request) -> Request:
-        if self._guard is None or not isinstance(request, ExecRequest):
+        if self._guard is None or not isinstance(request, ExecRequest | ShellRequest | TmuxRequest):
             return request
-        return replace(request, timeout_s=min(request.timeout_s, max(self.remaining_s(), 0.001)))
+        limit = min(request.timeout_s, max(self.remaining_s(), 0.001))
+        if isinstance(request, TmuxRequest):
+            return replace(request, timeout_s=limit, min_wait_s=min(request.min_wait_s, limit))
+        return replace(request, timeout_s=limit)
 
 
 def expect(result: Result, kind: type[ResultT]) -> ResultT | OpFailure:

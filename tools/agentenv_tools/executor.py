@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-import math
-from contextlib import contextmanager
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from pydantic_core import to_json
-
-from agentenv_backends.errors import BackendError, InfrastructureError
+from agentenv_backends.errors import InfrastructureError
 from agentenv_backends.requests import (
     DEFAULT_MAX_ARTIFACT_BYTES,
     DEFAULT_MAX_ENTRIES,
@@ -22,27 +18,26 @@ from agentenv_backends.requests import (
     ReadRequest,
 )
 from agentenv_backends.results import ArchiveResult, KillResult, ListResult, OpFailure, ReadResult
+from agentenv_tools._calls import RejectedError, run_tool, tool_code
+from agentenv_tools._policy import granted_s, without_policy
 from agentenv_tools._slots import SlotKeeper
 from agentenv_tools._trajectory import Trajectory, Turn
-from agentenv_tools.arguments import invalid_arguments, shorten
-from agentenv_tools.base import SandboxTool, ToolContext, expect
-from agentenv_tools.config import MAX_TIMEOUT_S, MIN_TIMEOUT_S, ToolExecutorConfig
+from agentenv_tools.base import ExternalTool, SandboxTool, ToolContext, expect
+from agentenv_tools.config import ToolExecutorConfig
 from agentenv_tools.errors import (
     ExecutorClosedError,
     NoActiveSlotError,
-    ToolArgumentsError,
-    ToolError,
 )
-from agentenv_tools.registry import POLICY_ARGUMENTS
+from agentenv_tools.external import ExternalTools, tool_sources
 from agentenv_tools.schema import ToolResult
 from agentenv_tools.stats import CallError, Counters
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Sequence
 
-    from agentenv_backends.base import Backend
+    from agentenv_backends.base import Backend, Snapshot
     from agentenv_backends.requests import Request
-    from agentenv_backends.results import Result
+    from agentenv_backends.results import Recording, Result
     from agentenv_tools.base import Tool
     from agentenv_tools.registry import ToolRegistry
     from agentenv_tools.schema import ToolCall
@@ -51,14 +46,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ResultT = TypeVar("ResultT")
-
-
-class _RejectedError(Exception):
-    """A call that the model gets an error for."""
-
-    def __init__(self, kind: CallError, message: str) -> None:
-        super().__init__(message)
-        self.kind = kind
 
 
 class ToolExecutor:
@@ -88,12 +75,29 @@ class ToolExecutor:
     """
 
     def __init__(
-        self, backend: Backend, registry: ToolRegistry, config: ToolExecutorConfig | None = None
+        self,
+        backend: Backend,
+        registry: ToolRegistry,
+        config: ToolExecutorConfig | None = None,
+        *,
+        served_tools: Sequence[Tool[Any]] = (),
     ) -> None:
+        """`served_tools` are those of the tool server in this process, for `tool_server_url: inprocess`.
+
+        Raises `ToolConfigError` when the configured servers of external tools cannot be used.
+        """
         self._registry = registry
         self._config = config or ToolExecutorConfig()
         self._counters = Counters()
-        self._slots = SlotKeeper(backend, self._config, self._counters)
+        self._slots = SlotKeeper(backend, registry, self._config, self._counters)
+        self._external = ExternalTools(
+            tool_sources(
+                self._config.tool_server_url,
+                self._config.tool_server_token,
+                self._config.mcp_servers,
+                served_tools,
+            )
+        )
         self._trajectories: dict[str, Trajectory] = {}
         self._teardowns: dict[str, asyncio.Task[None]] = {}
         self._closed = False
@@ -101,12 +105,14 @@ class ToolExecutor:
     # ---- life ----
 
     async def start(self) -> None:
-        """Check that the started backend offers what the configuration requires. Raises `CapabilityError`.
+        """Check that the started backend offers what configuration and tools require; connect to external tools.
 
-        A first request to the sandbox checks it too, so forgetting this fails later but fails
-        closed.
+        A first request to the sandbox checks it too, so forgetting this fails later but fails closed.
+        Without it no external tool is in the registry. Raises `CapabilityError`, `ToolConfigError` (two tools of
+        one name) or `ToolServerError`.
         """
         self._slots.check_capabilities()
+        await self._external.start(self._registry)
 
     async def release_trajectory(self, trajectory_id: str, reset_workspace: bool = False) -> None:
         """End a trajectory: cancel its calls, which raise `TrajectoryReleasedError`, and give its slot back.
@@ -130,6 +136,7 @@ class ToolExecutor:
         self._closed = True
         names = [*self._trajectories, *self._teardowns]
         await asyncio.gather(*(self.release_trajectory(name) for name in dict.fromkeys(names)))
+        await self._external.close()
 
     # ---- calls ----
 
@@ -162,7 +169,7 @@ class ToolExecutor:
             )
             if not result.success:
                 counters.errors[CallError.FAILED] += 1
-        except _RejectedError as rejected:
+        except RejectedError as rejected:
             counters.errors[rejected.kind] += 1
             result = ToolResult(success=False, error=str(rejected))
         except asyncio.CancelledError:
@@ -178,13 +185,16 @@ class ToolExecutor:
         return replace(result, uniq_id=call.uniq_id)
 
     async def prepare(self, trajectory_id: str, call: ToolCall) -> None:
-        """Have what `call` will need: if it runs in the sandbox, wait for the trajectory's slot.
+        """Have what `call` will need: the trajectory's slot, or its session with an external server.
 
         For callers that count the time waiting for a slot apart from the call's. Raises as `execute` does.
         """
         trajectory = self._trajectory(trajectory_id)
-        if call.error is None and isinstance(self._registry.get(call.name), SandboxTool):
+        tool = self._registry.get(call.name) if call.error is None else None
+        if isinstance(tool, SandboxTool):
             await self._slots.acquire(trajectory)
+        elif isinstance(tool, ExternalTool):
+            await tool.prepare(trajectory_id)
 
     async def execute_request(self, trajectory_id: str, request: Request) -> Result:
         """Carry one request to the trajectory's slot, in turn with its calls. For hooks and verifiers.
@@ -192,13 +202,9 @@ class ToolExecutor:
         Raises as `execute` does.
         """
         trajectory = self._trajectory(trajectory_id)
-        self._counters.active += 1
-        try:
-            async with Turn(trajectory, self._counters):
-                await self._slots.acquire(trajectory)
-                return await self._slots.send(trajectory, request)
-        finally:
-            self._counters.active -= 1
+        async with self._turn(trajectory):
+            await self._slots.acquire(trajectory)
+            return await self._slots.send(trajectory, request)
 
     async def quiesce(self, trajectory_id: str) -> int:
         """Kill every process in the trajectory's slot, after its calls; how many there were. No slot: 0.
@@ -213,6 +219,40 @@ class ToolExecutor:
         if isinstance(answer, OpFailure):
             raise InfrastructureError(f"the slot's processes could not be killed: {answer.message}")
         return answer.killed_processes
+
+    async def snapshot(self, trajectory_id: str) -> Snapshot | None:
+        """Freeze the trajectory's workspace, after its calls; None when it holds no slot. Kills what runs there.
+
+        The snapshot is the caller's to drop, at the backend. Raises as `execute` does.
+        """
+        trajectory = self._trajectories.get(trajectory_id)
+        if trajectory is None or trajectory.slot is None:
+            return None
+        async with self._turn(trajectory):
+            return await self._slots.snapshot(trajectory)
+
+    async def restore(self, trajectory_id: str, snapshot: Snapshot) -> None:
+        """Take the trajectory's slot and give it the contents of `snapshot`, before it has made any call.
+
+        Raises as `execute` does, and `SlotStateError` when something was done in the slot already.
+        """
+        trajectory = self._trajectory(trajectory_id)
+        async with self._turn(trajectory):
+            await self._slots.acquire(trajectory)
+            await self._slots.restore(trajectory, snapshot)
+
+    async def recordings(self, trajectory_id: str) -> tuple[Recording, ...]:
+        """What the trajectory's persistent shells and terminals recorded so far, one recording a session.
+
+        Asks the slot for the rest, after the trajectory's calls; a slot that does not answer costs only that
+        rest. Empty, and nothing is asked, where no such tool was used. Ask before `quiesce` and `release_trajectory`.
+        """
+        trajectory = self._trajectories.get(trajectory_id)
+        if trajectory is None or trajectory.recordings is None:
+            return ()
+        if trajectory.lost is None:
+            await self._fetch_recordings(trajectory)
+        return trajectory.recordings.recordings()
 
     def stats(self) -> ExecutorStats:
         """The counts as of now."""
@@ -259,6 +299,16 @@ class ToolExecutor:
 
     # ---- machinery ----
 
+    @asynccontextmanager
+    async def _turn(self, trajectory: Trajectory) -> AsyncIterator[None]:
+        """A turn among the trajectory's calls, for what is none."""
+        self._counters.active += 1
+        try:
+            async with Turn(trajectory, self._counters):
+                yield
+        finally:
+            self._counters.active -= 1
+
     def _trajectory(self, trajectory_id: str) -> Trajectory:
         if self._closed:
             raise ExecutorClosedError(
@@ -278,46 +328,33 @@ class ToolExecutor:
         working_dir: str | None,
     ) -> ToolResult:
         tool = self._tool_for(call)
-        with _tool_code():
-            timeout_s, arguments = self._with_policy(tool, call, *deadline)
+        with tool_code():
+            asked, arguments = without_policy(tool, call)
             validated = tool.validate(arguments)
+            if asked is None and isinstance(tool, SandboxTool):
+                asked = tool.asked_s(validated)
+        timeout_s = granted_s(asked, *deadline, default_s=self._config.default_timeout_s)
         async with Turn(trajectory, self._counters) as turn:
             return await self._run(turn, tool, validated, timeout_s, working_dir)
 
     def _tool_for(self, call: ToolCall) -> Tool[Any]:
         if call.error is not None:
-            raise _RejectedError(CallError.MALFORMED, call.error)
+            raise RejectedError(CallError.MALFORMED, call.error)
         tool = self._registry.get(call.name)
         if tool is None:
-            raise _RejectedError(CallError.UNKNOWN_TOOL, self._registry.unknown(call.name))
+            raise RejectedError(CallError.UNKNOWN_TOOL, self._registry.unknown(call.name))
         self._counters.by_tool[call.name] += 1
-        if tool.schema.external:
+        if tool.schema.external and not isinstance(tool, ExternalTool):
             message = f"External tool not available (ToolServer not configured): {call.name}"
-            raise _RejectedError(CallError.UNAVAILABLE, message)
-        with _tool_code():
+            raise RejectedError(CallError.UNAVAILABLE, message)
+        with tool_code():
             available, reason = tool.is_available()
         if not available:
-            raise _RejectedError(
+            raise RejectedError(
                 CallError.UNAVAILABLE,
                 f"Tool not available: {call.name}: {reason or 'no reason given'}",
             )
         return tool
-
-    def _with_policy(
-        self, tool: Tool[Any], call: ToolCall, timeout_s: float | None, limit_s: float | None
-    ) -> tuple[float, dict[str, Any]]:
-        """The call's deadline, and the arguments without what is not the model's to set."""
-        name = call.name
-        arguments = {
-            key: value for key, value in call.arguments.items() if key not in POLICY_ARGUMENTS
-        }
-        asked = None
-        if isinstance(tool, SandboxTool) or "timeout" not in tool.schema.parameters:
-            asked = _seconds(name, arguments.pop("timeout", None))
-        if timeout_s is None:
-            timeout_s = self._config.default_timeout_s if asked is None else asked
-        most = MAX_TIMEOUT_S if limit_s is None else min(limit_s, MAX_TIMEOUT_S)
-        return max(min(timeout_s, most), MIN_TIMEOUT_S), arguments
 
     async def _run(
         self,
@@ -344,18 +381,24 @@ class ToolExecutor:
             send=send,
             working_dir=working_dir,
         )
-        work = _run_tool(tool, arguments, ctx)
-        if isinstance(tool, SandboxTool):
-            return await work  # its only wait is the sandbox's, which has deadlines of its own
-        try:
-            result = await ctx.limit(work)
-        except BackendError:
-            raise
-        except TimeoutError:
-            message = f"Tool timed out after {timeout_s:g}s"
-            raise _RejectedError(CallError.TIMED_OUT, message) from None
-        trajectory.check()  # a tool may have caught its sandbox's failure, which is no answer
+        result = await run_tool(tool, arguments, ctx)
+        if not isinstance(tool, SandboxTool):
+            trajectory.check()  # a tool may have caught its sandbox's failure, which is no answer
         return result
+
+    async def _fetch_recordings(self, trajectory: Trajectory) -> None:
+        self._counters.active += 1
+        try:
+            async with Turn(trajectory, self._counters):
+                await self._slots.fetch_recordings(trajectory)
+        except Exception as error:  # noqa: BLE001 - losing a recording's end must cost nothing else
+            logger.warning(
+                "the end of what the terminals of trajectory %s recorded is lost: %r",
+                trajectory.trajectory_id,
+                error,
+            )
+        finally:
+            self._counters.active -= 1
 
     async def _artifact(
         self, trajectory_id: str, request: Request, kind: type[ResultT]
@@ -382,62 +425,10 @@ class ToolExecutor:
         except TimeoutError:
             logger.warning("a call of trajectory %s ignores its end", trajectory.trajectory_id)
         await self._slots.give_back(trajectory, reset_workspace=reset_workspace)
+        await self._external.release(trajectory.trajectory_id)
         if previous is not None:
             await previous
 
     def _forget(self, trajectory_id: str, teardown: asyncio.Task[None]) -> None:
         if self._teardowns.get(trajectory_id) is teardown:
             del self._teardowns[trajectory_id]
-
-
-async def _run_tool(tool: Tool[Any], arguments: Any, ctx: ToolContext) -> ToolResult:
-    try:
-        with _tool_code():
-            result = await tool.run(arguments, ctx)
-            if not isinstance(result, ToolResult):
-                raise TypeError(f"{tool.schema.name} returned {type(result).__name__}")
-            return result if isinstance(tool, SandboxTool) else _with_plain_metadata(result)
-    except asyncio.CancelledError:
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            raise
-        # Nobody withdrew this call: the tool waited for something of its own that was cancelled.
-        message = "Tool execution error: something the tool waited for was cancelled"
-        raise _RejectedError(CallError.RAISED, message) from None
-
-
-def _with_plain_metadata(result: ToolResult) -> ToolResult:
-    """The result with metadata that JSON can carry, whatever a tool's author put there."""
-    if not result.metadata:
-        return result
-    plain = to_json(result.metadata, inf_nan_mode="strings", fallback=str)
-    return replace(result, metadata=json.loads(plain))
-
-
-@contextmanager
-def _tool_code() -> Iterator[None]:
-    """What a tool's own code raises becomes an answer; what the layers below raise does not."""
-    try:
-        yield
-    except ToolArgumentsError as error:
-        raise _RejectedError(CallError.INVALID_ARGUMENTS, str(error)) from error
-    except (BackendError, ToolError):
-        raise
-    except Exception as error:
-        logger.info("a tool raised", exc_info=True)
-        message = f"Tool execution error: {type(error).__name__}: {error}"
-        raise _RejectedError(CallError.RAISED, message) from error
-
-
-def _seconds(tool: str, value: object) -> float | None:
-    """A timeout a model asked for, as a number; None if it asked for none."""
-    if value is None:
-        return None
-    try:
-        seconds = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError, OverflowError):
-        seconds = math.nan
-    if not math.isfinite(seconds):
-        problem = f"timeout: must be a number of seconds from 1 to 600 (got {shorten(value)})"
-        raise invalid_arguments(tool, [problem])
-    return seconds

@@ -99,7 +99,9 @@ class BashTool(SandboxTool[BashArguments]):
         """Standard output, then standard error under `[stderr]`; what went wrong is the `error`."""
         answer = expect(result, ExecResult)
         return (
-            _failure(answer) if isinstance(answer, OpFailure) else command_result(answer, timeout_s)
+            failure_result(answer)
+            if isinstance(answer, OpFailure)
+            else command_result(answer, timeout_s)
         )
 
 
@@ -127,7 +129,7 @@ class ReadFileTool(SandboxTool[ReadFileArguments]):
         """The content, with a last line that says what is missing."""
         answer = expect(result, ReadResult)
         if isinstance(answer, OpFailure):
-            return _failure(answer)
+            return failure_result(answer)
         # A character cut in half by the limit would show as a replacement mark nobody wrote.
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         text = decoder.decode(answer.content, final=not answer.truncated)
@@ -159,7 +161,7 @@ class WriteFileTool(SandboxTool[WriteFileArguments]):
         """How many bytes were written where."""
         answer = expect(result, WriteResult)
         if isinstance(answer, OpFailure):
-            return _failure(answer)
+            return failure_result(answer)
         return ToolResult(
             success=True, output=f"Wrote {answer.bytes_written} bytes to {arguments.path}"
         )
@@ -189,10 +191,10 @@ def _output_of(result: ExecResult) -> str:
         parts.append(
             f"[{count} background {noun} still running when the command ended, and killed]"
         )
-    return _joined_lines([part for part in parts if part])
+    return join_lines([part for part in parts if part])
 
 
-def _joined_lines(parts: list[str]) -> str:
+def join_lines(parts: list[str]) -> str:
     """Each part starts on a line of its own; what a command wrote is otherwise unchanged."""
     text = ""
     for part in parts:
@@ -228,6 +230,7 @@ def _truncated(**streams: Capture) -> dict[str, dict[str, int]]:
     }
 
 
-def _failure(failure: OpFailure) -> ToolResult:
+def failure_result(failure: OpFailure) -> ToolResult:
+    """What the model reads of a request that could not be done."""
     outside = failure.kind is FailureKind.OUTSIDE_WORKSPACE
     return ToolResult(success=False, error=ACCESS_DENIED if outside else failure.message)

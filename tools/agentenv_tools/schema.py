@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
+IMAGE_TYPES = frozenset({"image/png", "image/jpeg", "image/gif", "image/webp"})
+"""Raster formats that browsers and models know. No SVG: that is a program."""
+
 
 def new_call_id() -> str:
     """An id for a call whose writer gave none."""
@@ -62,17 +65,58 @@ class ToolCall:
 
 
 @dataclass(frozen=True, slots=True)
+class ImagePart:
+    """An image beside the text of a result. `images.image_part` makes one of bytes that nobody vouches for.
+
+    Raises `ValueError` for a media type that is not one of `IMAGE_TYPES`.
+    """
+
+    media_type: str
+    data: str = field(repr=False)
+    """Base64."""
+    width: int
+    height: int
+
+    def __post_init__(self) -> None:
+        if self.media_type not in IMAGE_TYPES:
+            raise ValueError(
+                f"media type {self.media_type[:100]!r}: an image here is one of "
+                f"{', '.join(sorted(IMAGE_TYPES))}"
+            )
+
+    @property
+    def url(self) -> str:
+        """As a `data:` URL."""
+        return f"data:{self.media_type};base64,{self.data}"
+
+    def to_payload(self) -> dict[str, Any]:
+        """As a JSON object."""
+        return {
+            "type": "image",
+            "media_type": self.media_type,
+            "width": self.width,
+            "height": self.height,
+            "data": self.data,
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class ToolResult:
-    """What the model gets to read. `success` False means the call failed through the agent's own doing."""
+    """What the model gets to read. `success` False means the call failed through the agent's own doing.
+
+    `images` are for policies that take images and for people. The text says what they are: it is all that other
+    policies get, and no part of an image is ever made into text.
+    """
 
     success: bool
     output: str = ""
     error: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
     uniq_id: str | None = None
+    images: tuple[ImagePart, ...] = ()
 
-    def to_payload(self) -> dict[str, Any]:
-        """As a JSON object; empty error and metadata are left out."""
+    def to_payload(self, *, images: bool = False) -> dict[str, Any]:
+        """As a JSON object; empty error and metadata are left out, and so are images unless asked for."""
         payload: dict[str, Any] = {"success": self.success, "output": self.output}
         if self.error:
             payload["error"] = self.error
@@ -80,6 +124,8 @@ class ToolResult:
             payload["metadata"] = self.metadata
         if self.uniq_id:
             payload["uniq_id"] = self.uniq_id
+        if images and self.images:
+            payload["images"] = [image.to_payload() for image in self.images]
         return payload
 
     def to_xml(self) -> str:

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from time import process_time
 from typing import TYPE_CHECKING, Any
 
-from agentenv_backends.base import Capabilities, PoolStats, Slot
+from agentenv_backends.base import Capabilities, PoolStats, Slot, Snapshot
+from agentenv_backends.errors import CapabilityError
 from agentenv_backends.requests import ExecRequest
 from agentenv_backends.testing import (
     FakeProvider,
@@ -145,6 +146,17 @@ class NullBackend:
     ) -> list[Result | InfrastructureError]:
         """See `Backend.execute_batch`."""
         return [await self.execute(slot, request) for slot, request in calls]
+
+    async def snapshot(self, slot: Slot) -> Snapshot:
+        """See `Backend.snapshot`. There is nothing to freeze."""
+        raise CapabilityError("the null backend takes no snapshots")
+
+    async def restore(self, slot: Slot, snapshot: Snapshot) -> None:
+        """See `Backend.restore`."""
+        raise CapabilityError("the null backend takes no snapshots")
+
+    async def drop_snapshot(self, snapshot: Snapshot) -> None:
+        """See `Backend.drop_snapshot`."""
 
     def stats(self) -> PoolStats:
         """See `Backend.stats`."""

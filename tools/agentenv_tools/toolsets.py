@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from agentenv_tools.coding_tools import coding_tools
 from agentenv_tools.errors import ToolConfigError
 from agentenv_tools.registry import ToolRegistry
 from agentenv_tools.sandbox_tools import BashTool, ReadFileTool, TerminalTool, WriteFileTool
+from agentenv_tools.terminal_tools import TerminalStatefulTool, TmuxTool
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -32,13 +34,12 @@ BUILTIN_TOOLSETS = (
     Toolset("terminal", tools=("terminal",)),
     Toolset("bash", tools=("bash",)),
     Toolset("terminal_stateful", tools=("terminal_stateful", "tmux")),
+    Toolset("tmux", tools=("tmux",)),
+    Toolset("coding", tools=("exec", "read", "write", "edit", "glob", "grep")),
     Toolset("sandbox", includes=("terminal", "filesystem")),
     Toolset("default", includes=("sandbox",)),
     Toolset("full", includes=("filesystem", "sandbox", "terminal_stateful")),
 )
-
-_PLANNED = {"terminal_stateful": "terminal_stateful", "tmux": "terminal_stateful"}
-"""Tools that have a name but no implementation in this version, and the toolset to disable."""
 
 
 class ToolsetCatalog:
@@ -52,6 +53,10 @@ class ToolsetCatalog:
 
     def __init__(self) -> None:
         self._tools = ToolRegistry([TerminalTool(), BashTool(), ReadFileTool(), WriteFileTool()])
+        self._tools.register(TerminalStatefulTool())
+        self._tools.register(TmuxTool())
+        for tool in coding_tools():
+            self._tools.register(tool)
         self._toolsets = {toolset.name: toolset for toolset in BUILTIN_TOOLSETS}
 
     def names(self) -> tuple[str, ...]:
@@ -121,11 +126,6 @@ class ToolsetCatalog:
     def _check_tool(self, name: str) -> None:
         if name in self._tools:
             return
-        if toolset := _PLANNED.get(name):
-            raise ToolConfigError(
-                f"the tool {name!r} is not part of this version; add {toolset!r} to "
-                "disabled_toolsets, or enable toolsets without it, such as 'default'"
-            )
         raise ToolConfigError(
             f"a toolset names the tool {name!r}, which does not exist; add it with "
             "ToolsetCatalog.add_tools first"
