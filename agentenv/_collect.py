@@ -22,6 +22,7 @@ from agentenv.outcomes import Outcome, StopReason
 from agentenv.rollout import RolloutRecord, finish
 
 if TYPE_CHECKING:
+    from agentenv._shared_setup import SharedSetup
     from agentenv.env import AgentEnv
     from agentenv.task import Task
     from agentenv.types import Item, ScoredDataGroup, ScoredDataItem
@@ -43,7 +44,7 @@ async def collect_member(
         seed = rollout_seed(
             env.config.seed, member.group_index, member.member, drawn_before + redrawn
         )
-        record = await _run_counted(env, env.task_for(item, seed), str(uuid4()))
+        record = await _run_counted(env, env.task_for(item, seed), _workspace_for(item, member))
         member.records.append(record)
         env.runtime.on_rollout(record)
         return record
@@ -57,10 +58,21 @@ def _group() -> GroupContext:
     return current_group.get() or GroupContext(next(_group_counter))
 
 
-async def _run_counted(env: AgentEnv[Any], task: Task, trajectory_id: str) -> RolloutRecord:
+def _workspace_for(item: Item, member: MemberContext) -> SharedSetup | None:
+    """The group's set-up, if it was made for this very item: an overridden `collect_trajectory` may ask for others."""
+    workspace = member.workspace
+    return workspace if workspace is not None and workspace.item is item else None
+
+
+async def _run_counted(
+    env: AgentEnv[Any], task: Task, workspace: SharedSetup | None
+) -> RolloutRecord:
     """One rollout, which is counted also when it is withdrawn."""
+    trajectory_id = str(uuid4())
     try:
-        return await env.runtime.run(task, env.verifier(), trajectory_id=trajectory_id)
+        return await env.runtime.run(
+            task, env.verifier(), trajectory_id=trajectory_id, workspace=workspace
+        )
     except asyncio.CancelledError:
         env.runtime.on_rollout(
             RolloutRecord(trajectory_id, Outcome.CANCELLED, StopReason.CANCELLED, None, None)
@@ -77,7 +89,14 @@ async def collect_group(
     """
     group = _group()
     members = [group.new_member() for _ in range(env.config.group_size)]
-    items = await _gather_members(env, item, members)
+    workspace = env.runtime.shared_setup(item, env.verifier())
+    for member in members:
+        member.workspace = workspace
+    try:
+        items = await _gather_members(env, item, members)
+    finally:
+        if workspace is not None:
+            await finish(workspace.close())
     if items is None:
         return None, [item]
     return build_group(items), []

@@ -23,6 +23,9 @@ _POOL_NAMES: dict[str, tuple[str, Any]] = {
     "acquire_timeout_s": ("acquire_timeout_s", 30.0),
     "allow_network": ("allow_network", True),
 }
+_DOCKER_NAMES: dict[str, tuple[str, Any]] = {
+    "sandbox_image": ("image", "atropos-sandbox:local"),
+}
 _ADAPTER: TypeAdapter[BackendConfig] = TypeAdapter(BackendConfig)
 
 
@@ -42,7 +45,8 @@ def backend_from_flat_names(values: Mapping[str, Any], nested: Any = None) -> Ba
         raise ValueError(
             f"tool_pool_mode={mode!r} contradicts backend.type={chosen['type']!r}: give one of them"
         )
-    for flat, (name, default) in _POOL_NAMES.items():
+    names = _POOL_NAMES | (_DOCKER_NAMES if chosen["type"] == "docker" else {})
+    for flat, (name, default) in names.items():
         if flat in values and not (flat == "allow_network" and values[flat] in (True, "true")):
             _merge(chosen, flat, name, values[flat], default)
     if values.get("require_sandbox") in (True, "true") and chosen.get("isolation") == "none":

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
 from agentenv.compat import backend_from_flat_names
 from agentenv_backends.config import BackendConfig  # noqa: TC001 - pydantic reads it
+from agentenv_tools.external.mcp_config import McpServerConfig  # noqa: TC001 - pydantic reads it
 
 
 class EvalHandling(StrEnum):
@@ -101,6 +102,10 @@ class AgentEnvConfig(BaseEnvConfig):
     policy_retry_limit: int = Field(default=3, ge=1)
     """Attempts at one rollout when infrastructure fails, before the item is given back."""
 
+    share_workspace_setup: bool = False
+    """Run `setup_trajectory_workspace` once for a group and start each member from a copy of the workspace it left.
+    Needs a backend that takes snapshots. What a set-up may then do is told there."""
+
     tool_timeout_s: float = Field(default=30.0, ge=1, le=600)
     """Deadline of a tool call that asks for none."""
     max_tool_timeout_s: float = Field(default=600.0, ge=1, le=600)
@@ -122,6 +127,8 @@ class AgentEnvConfig(BaseEnvConfig):
     """Refuse to run commands that are not isolated."""
     require_stateful_sandbox: bool = False
     """The same for stateful terminals."""
+    terminal_recording_bytes: int = Field(default=2_000_000, ge=0)
+    """What one trajectory's persistent shells and terminals may record; 0: nothing is recorded."""
     tool_batch_window_ms: int = Field(default=20, ge=0)
     """Upper bound on what batching may add to a call; an idle system adds nothing."""
     tool_max_batch_size: int = Field(default=200, ge=1)
@@ -195,9 +202,12 @@ class AgentEnvConfig(BaseEnvConfig):
     disabled_toolsets: list[str] = Field(default_factory=list)
     """Toolsets taken away again."""
     tool_server_url: str | None = None
-    """Server of external tools."""
+    """Server of external tools, such as http://127.0.0.1:9002; `inprocess`: one in this process, with the tools of
+    the environment's `build_server_tools`."""
     tool_server_token: SecretStr | None = None
     """Its bearer token."""
+    mcp_servers: dict[str, McpServerConfig] = Field(default_factory=dict)
+    """MCP servers by name, whose tools the agent gets: {command, args, env} or {url, headers}, and more."""
 
     @model_validator(mode="before")
     @classmethod

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from agentenv.task import ExecTool
+    from agentenv_tools.base import Tool
     from agentenv_tools.registry import ToolRegistry
 
 ConfigT = TypeVar("ConfigT", bound=AgentEnvConfig)
@@ -83,7 +84,13 @@ class AgentEnv(ABC, Generic[ConfigT]):
     async def setup_trajectory_workspace(
         self, item: Item, *, trajectory_id: str, exec_tool: ExecTool
     ) -> dict[str, Any]:
-        """Prepare a trajectory's workspace before the agent starts. What is returned comes back at verification."""
+        """Prepare a trajectory's workspace before the agent starts. What is returned comes back at verification.
+
+        With `share_workspace_setup` it runs once for a group, in a sandbox that no member gets, and each member starts
+        from a copy of the workspace folder: nothing outside of that folder and no process is copied. Each gets a
+        copy of what is returned, which must be copyable. `trajectory_id` is then no member's, and using it as a key
+        raises `TypeError`. When the set-up fails, it fails for every member that waited for it, and is tried again.
+        """
         return {}
 
     async def verify_and_score_trajectory(
@@ -114,6 +121,12 @@ class AgentEnv(ABC, Generic[ConfigT]):
     def build_tools(self) -> ToolRegistry:
         """The agent's tools: by default those of the configured toolsets. Called once, by the constructor."""
         return build_registry(self.config.enabled_toolsets, self.config.disabled_toolsets)
+
+    def build_server_tools(self) -> Sequence[Tool[Any]]:
+        """The tools of the tool server in this process, for `tool_server_url: inprocess`. Called once, like
+        `build_tools`.
+        """
+        return ()
 
     async def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Measure the policy; returns metrics by name."""
@@ -148,7 +161,9 @@ class AgentEnv(ABC, Generic[ConfigT]):
         self.config = config
         self.server_configs = servers
         self.tools = self.build_tools()
-        self.runtime = runtime or EnvRuntime(config, servers, self.tools)
+        self.runtime = runtime or EnvRuntime(
+            config, servers, self.tools, served_tools=self.build_server_tools()
+        )
         self._started = False
 
     async def setup(self) -> None:

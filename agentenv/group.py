@@ -16,6 +16,7 @@ from agentenv_tools.schema import ToolResult
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
+    from agentenv._shared_setup import SharedSetup
     from agentenv.rollout import RolloutRecord
     from agentenv.tokens.base import TokenSequence
 
@@ -30,6 +31,8 @@ class MemberContext:
     """Every attempt at this member, in order. A group is built of the last ones."""
     drawn: int = 0
     """How many different seeds it has used."""
+    workspace: SharedSetup | None = None
+    """The group's set-up, where its members share one."""
 
 
 @dataclass(slots=True)

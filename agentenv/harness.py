@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from agentenv.errors import ContextLengthError, PolicyTimeoutError
@@ -14,10 +15,16 @@ from agentenv.types import AgentResult, AgentStep
 from agentenv_backends.errors import SlotExhaustedError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from agentenv.session import Session
     from agentenv.task import ExecTool, Task
     from agentenv.tokens.base import ParsedReply
     from agentenv_tools.schema import ToolResult
+
+
+MAX_IMAGE_CHARS = 20_000_000
+"""Base64 characters of images in one trajectory's tool results; further images are left out."""
 
 
 class Harness(Protocol):
@@ -97,7 +104,7 @@ class ToolLoop:
             return StopReason.TIMEOUT
         reply, finish_reason = sampled
         generated = time.monotonic()
-        results, in_time = await self._call_tools(task, session, reply, exec_tool, clock)
+        results, in_time = await self._call_tools(task, session, reply, exec_tool, clock, steps)
         steps.append(
             AgentStep(
                 step_number=len(steps) + 1,
@@ -144,19 +151,26 @@ class ToolLoop:
         reply: ParsedReply,
         exec_tool: ExecTool,
         clock: AgentClock,
+        steps: list[AgentStep],
     ) -> tuple[list[ToolResult], bool]:
         """Run the calls of one reply; False when the agent's time ran out on the way."""
         results: list[ToolResult] = []
+        held = sum(_image_chars(step.tool_results) for step in steps)
         for call in reply.tool_calls:
             if task.agent.tool_delay_s:
                 await asyncio.sleep(task.agent.tool_delay_s)
             if clock.left() <= 0:
                 return results, False
-            result = await exec_tool(call)
+            result = _with_room(await exec_tool(call), MAX_IMAGE_CHARS - held)
+            held += _image_chars([result])
             results.append(result)
             session.add(
                 Message(
-                    role="tool", content=result.to_json(), tool_call_id=call.uniq_id, name=call.name
+                    role="tool",
+                    content=result.to_json(),
+                    tool_call_id=call.uniq_id,
+                    name=call.name,
+                    images=result.images,
                 )
             )
         return results, True
@@ -176,7 +190,19 @@ class ToolLoop:
             stop_reason=stop,
             steps=tuple(steps),
             sequences=tuple(session.sequences()),
-            messages=tuple(to_chat_messages(session.messages)),
+            messages=tuple(to_chat_messages(session.messages, images=True)),
             total_tokens=session.sampled_tokens,
             error=error or (None if steps else "the prompt left no room for a reply"),
         )
+
+
+def _image_chars(results: Iterable[ToolResult]) -> int:
+    return sum(len(image.data) for result in results for image in result.images)
+
+
+def _with_room(result: ToolResult, room: int) -> ToolResult:
+    """`result`, without its images where they take more than is left for images."""
+    if _image_chars([result]) <= room:
+        return result
+    note = f"[not shown: images of one trajectory are {MAX_IMAGE_CHARS // 4 * 3} bytes at most]"
+    return replace(result, images=(), output=f"{result.output}\n{note}".lstrip())

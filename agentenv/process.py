@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from agentenv.errors import AgentEnvError
 from agentenv.group import GroupContext, current_group
 from agentenv.lag import LagMonitor
-from agentenv.records import group_record
+from agentenv.records import group_casts, group_record
 from agentenv.rollout import finish
 from agentenv.run.progress import QuietProgress
 
@@ -214,7 +214,7 @@ class _Collection:
             self._give_back(work, backlog, cause)
         else:
             self._failures_in_a_row = 0
-            await self._write(record)
+            await self._write(record, context)
 
     def _give_back(self, work: _Work, backlog: list[Item], cause: str) -> None:
         work.attempts += 1
@@ -242,7 +242,7 @@ class _Collection:
         preview = self.env.build_task(work.item)
         return group_record(work.index, work.item, preview, group, context.members, seconds)
 
-    async def _write(self, record: GroupRecord) -> None:
+    async def _write(self, record: GroupRecord, context: GroupContext) -> None:
         scores = record.group["scores"]
         if self._drops_equal_scores() and len(set(scores)) < 2:
             self._progress.group_failed(
@@ -250,7 +250,8 @@ class _Collection:
             )
             return
         if self._directory is not None:
-            await self._directory.append(record)
+            casts = group_casts(context.index, context.members)
+            await self._directory.append(record, casts)
         self.written += 1
         self._progress.group_done(scores)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from agentenv.run.casts import CastFile, cast_path
 from agentenv.run.jsonl import json_plain
 from agentenv.run.record import (
     GroupRecord,
@@ -38,19 +39,37 @@ def group_record(
     """
     members = list(members)
     rows = _Rows(group, [record for member in members for record in member.records])
+    group_id = _group_id(index)
     trajectories = [
-        _trajectory(record, attempt, rows)
+        _trajectory(record, attempt, rows, tuple(cast.path for cast in _casts(group_id, record)))
         for member in members
         for attempt, record in enumerate(member.records, 1)
     ]
     return GroupRecord(
-        group_id=f"{index:06d}",
+        group_id=group_id,
         item_id=_item_id(item),
         item_preview=" ".join(preview.split())[:_PREVIEW_CHARS],
         group=group,
         trajectories=tuple(trajectories),
         duration_s=duration_s,
     )
+
+
+def group_casts(index: int, members: Iterable[MemberContext]) -> list[CastFile]:
+    """The casts that `group_record` names."""
+    records = [record for member in members for record in member.records]
+    return [cast for record in records for cast in _casts(_group_id(index), record)]
+
+
+def _group_id(index: int) -> str:
+    return f"{index:06d}"
+
+
+def _casts(group_id: str, record: RolloutRecord) -> list[CastFile]:
+    return [
+        CastFile(cast_path(group_id, record.trajectory_id, recording.session), recording)
+        for recording in record.recordings
+    ]
 
 
 class _Rows:
@@ -82,7 +101,9 @@ def _item_id(item: Item) -> str | None:
     return None if value is None else str(value)
 
 
-def _trajectory(record: RolloutRecord, attempt: int, rows: _Rows) -> TrajectoryRecord:
+def _trajectory(
+    record: RolloutRecord, attempt: int, rows: _Rows, casts: tuple[str, ...]
+) -> TrajectoryRecord:
     result = record.result
     base = TrajectoryRecord(
         trajectory_id=record.trajectory_id,
@@ -93,13 +114,14 @@ def _trajectory(record: RolloutRecord, attempt: int, rows: _Rows) -> TrajectoryR
         attempt=attempt,
         score_metadata=json_plain(record.score_metadata),
         duration_s=record.duration_s,
+        casts=casts,
     )
     if result is None:
         return base
     return TrajectoryRecord(
         **{name: getattr(base, name) for name in _BASE_FIELDS},
         final_response=result.final_response,
-        messages=result.messages,
+        messages=tuple(map(_text_only, result.messages)),
         steps=tuple(_step(step) for step in result.steps),
         sequences=_sequences(record, rows),
         sampled_tokens=result.total_tokens,
@@ -119,6 +141,7 @@ _BASE_FIELDS = (
     "attempt",
     "score_metadata",
     "duration_s",
+    "casts",
 )
 
 
@@ -141,6 +164,15 @@ def _sequence(sequence: TokenSequence, row: int | None) -> SequenceRecord:
     )
 
 
+def _text_only(message: dict[str, Any]) -> dict[str, Any]:
+    """A message without its images, which the steps hold: they are large, and stored once."""
+    content = message.get("content")
+    if not isinstance(content, list):
+        return message
+    texts = [part["text"] for part in content if part.get("type") == "text"]
+    return {**message, "content": "\n".join(texts)}
+
+
 def _step(step: AgentStep) -> StepRecord:
     results = [*step.tool_results, *[None] * (len(step.tool_calls) - len(step.tool_results))]
     calls = [
@@ -153,6 +185,7 @@ def _step(step: AgentStep) -> StepRecord:
             output=result.output if result else "",
             error=result.error if result else "not run: the rollout's time was over",
             metadata=json_plain(result.metadata) if result else {},
+            images=tuple(image.to_payload() for image in result.images) if result else (),
         )
         for call, result in zip(step.tool_calls, results, strict=True)
     ]

@@ -9,10 +9,11 @@ import asyncio
 import logging
 import math
 import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol
 
+from agentenv._hook import describe, run_hook
 from agentenv.errors import PolicyError, VerifierError
 from agentenv.harness import AgentClock
 from agentenv.outcomes import Outcome, StopReason
@@ -20,16 +21,17 @@ from agentenv.task import Verdict
 from agentenv_backends.errors import InfrastructureError, SlotExhaustedError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable
 
     from agentenv.harness import Harness
     from agentenv.session import Session
-    from agentenv.task import ExecTool, Task, Verifier
+    from agentenv.task import Task, Verifier
     from agentenv.types import AgentResult
+    from agentenv_backends.base import Snapshot
+    from agentenv_backends.results import Recording
     from agentenv_tools.schema import ToolCall, ToolResult
 
 logger = logging.getLogger(__name__)
-_T = TypeVar("_T")
 
 BUDGET_STOPS = frozenset(
     {StopReason.MAX_STEPS, StopReason.MAX_TOKENS, StopReason.TIMEOUT, StopReason.REFUSED}
@@ -48,12 +50,38 @@ class Workbench(Protocol):
         """Run one call, within its own deadline and `limit_s`. Raises `InfrastructureError`."""
         ...
 
+    async def recordings(self) -> tuple[Recording, ...]:
+        """What persistent shells and terminals recorded so far. Never raises `InfrastructureError`.
+
+        Their last seconds are lost by `quiesce` and `release`, so it is asked before each.
+        """
+        ...
+
     async def quiesce(self) -> None:
         """Kill whatever the agent left running in its slot. Raises `InfrastructureError`."""
         ...
 
+    async def snapshot(self) -> Snapshot | None:
+        """Freeze the workspace; None when no slot was needed so far. Raises `InfrastructureError`."""
+        ...
+
+    async def restore(self, snapshot: Snapshot) -> None:
+        """Wait for a slot and start from `snapshot` in it, before any call. Raises `InfrastructureError`."""
+        ...
+
     async def release(self) -> None:
         """Give the slot back, to be reset. Idempotent; never raises `InfrastructureError`."""
+        ...
+
+
+class Workspace(Protocol):
+    """A workspace that was set up for several rollouts."""
+
+    async def enter(self, task: Task, workbench: Workbench) -> dict[str, Any]:
+        """Give `workbench` contents of its own; returns what the set-up returned, for verification.
+
+        Raises what a set-up of the rollout's own would.
+        """
         ...
 
 
@@ -71,6 +99,8 @@ class RolloutRecord:
     score_metadata: dict[str, Any] = field(default_factory=dict)
     duration_s: float = 0.0
     tool_seconds: float = 0.0
+    recordings: tuple[Recording, ...] = ()
+    """What its persistent shells and terminals recorded, as far as it could be had."""
 
     @property
     def trainable(self) -> bool:
@@ -96,17 +126,18 @@ async def rollout(
     verifier: Verifier,
     limits: RolloutLimits,
     trajectory_id: str,
+    workspace: Workspace | None = None,
 ) -> RolloutRecord:
-    """Let an agent work on a task and judge the result.
+    """Let an agent work on a task and judge the result. Without `workspace` the verifier prepares one for it alone.
 
     Never raises but for cancellation; whatever happens is in the record's outcome. The slot is released, to be reset,
     before this returns, also when it is cancelled.
     """
     started = time.monotonic()
     try:
-        record = await _Attempt(task, trajectory_id, workbench, limits).run(
-            harness, session, verifier
-        )
+        attempt = _Attempt(task, trajectory_id, workbench, limits, workspace)
+        record = await attempt.run(harness, session, verifier)
+        record = replace(record, recordings=await workbench.recordings())
     finally:
         await finish(workbench.release())
     return replace(record, duration_s=time.monotonic() - started)
@@ -116,12 +147,18 @@ class _Attempt:
     """One rollout under way."""
 
     def __init__(
-        self, task: Task, trajectory_id: str, workbench: Workbench, limits: RolloutLimits
+        self,
+        task: Task,
+        trajectory_id: str,
+        workbench: Workbench,
+        limits: RolloutLimits,
+        workspace: Workspace | None,
     ) -> None:
         self.task = task
         self.trajectory_id = trajectory_id
         self.workbench = workbench
         self.limits = limits
+        self.workspace = workspace
         self.clock: AgentClock | None = None
 
     async def run(self, harness: Harness, session: Session, verifier: Verifier) -> RolloutRecord:
@@ -139,29 +176,34 @@ class _Attempt:
             # What the agent left in its slot killed it: to retry that for free would let it dodge its score.
             exhausted = isinstance(error, SlotExhaustedError) and result is not None
             outcome = Outcome.AGENT_FAILED if exhausted else Outcome.INFRASTRUCTURE_FAILED
-            return self._record(outcome, result, cause=_describe(error))
+            return self._record(outcome, result, cause=describe(error))
         except VerifierError as error:
-            return self._record(Outcome.VERIFIER_FAILED, result, cause=_describe(error))
+            return self._record(Outcome.VERIFIER_FAILED, result, cause=describe(error))
         except (
             Exception
         ) as error:  # a fault of ours must cost one rollout, not the run, and no reward
             logger.exception("trajectory %s failed unexpectedly", self.trajectory_id)
-            return self._record(Outcome.INFRASTRUCTURE_FAILED, result, cause=_describe(error))
+            return self._record(Outcome.INFRASTRUCTURE_FAILED, result, cause=describe(error))
         return self._record(Outcome.SCORED, result, verdict=verdict)
 
     async def _prepare(self, verifier: Verifier) -> dict[str, Any]:
-        return await self._hook(
+        if self.workspace is not None:
+            return await self.workspace.enter(self.task, self.workbench)
+        return await run_hook(
             "workspace set-up",
             lambda exec_tool: verifier.prepare(
                 self.task, trajectory_id=self.trajectory_id, exec_tool=exec_tool
             ),
+            self.workbench,
+            self.limits.verify_timeout_s,
         )
 
     async def _verify(
         self, verifier: Verifier, result: AgentResult, meta: dict[str, Any]
     ) -> Verdict:
+        await self.workbench.recordings()
         await self.workbench.quiesce()
-        verdict = await self._hook(
+        verdict = await run_hook(
             "verification",
             lambda exec_tool: verifier.verify(
                 self.task,
@@ -170,50 +212,10 @@ class _Attempt:
                 exec_tool=exec_tool,
                 workspace_meta=meta,
             ),
+            self.workbench,
+            self.limits.verify_timeout_s,
         )
         return Verdict(finite_reward(verdict.reward), verdict.metadata)
-
-    async def _hook(self, what: str, work: Callable[[ExecTool], Awaitable[_T]]) -> _T:
-        """Await one of the environment's hooks within its deadline, from which waiting for a slot is left out.
-
-        Only infrastructure's errors keep their class; anything else the environment's code raises is `VerifierError`.
-        A hook that catches infrastructure's error and answers all the same has judged nothing: the error is raised.
-        """
-        timeout_s = self.limits.verify_timeout_s
-        failures: list[InfrastructureError] = []
-        try:
-            async with asyncio.timeout(timeout_s) as deadline:
-
-                async def exec_tool(call: ToolCall) -> ToolResult:
-                    try:
-                        with _paused(deadline):
-                            await self.workbench.ready(call)
-                        return await self.workbench.call(call, limit_s=None)
-                    except InfrastructureError as error:
-                        failures.append(error)
-                        raise
-
-                done = await work(exec_tool)
-        except asyncio.CancelledError as error:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
-                raise
-            # Nobody withdrew this rollout: the hook awaited something of its own that was cancelled.
-            raise VerifierError(f"{what} awaited something that was cancelled") from error
-        except (InfrastructureError, PolicyError, VerifierError):
-            raise
-        except Exception as error:  # the environment's own code may raise anything
-            if isinstance(error, TimeoutError) and deadline.expired():
-                raise VerifierError(
-                    f"{what} did not end within verify_timeout_s={timeout_s:g}"
-                ) from error
-            if failures:
-                raise failures[0] from error
-            _report_once(what, error)
-            raise VerifierError(f"{what} raised {_describe(error)}") from error
-        if failures:
-            raise failures[0]
-        return done
 
     async def _agent_tool(self, call: ToolCall) -> ToolResult:
         """A call of the agent: it never outlasts the rollout's deadline, and waiting for a slot is not its fault."""
@@ -263,48 +265,9 @@ def finite_reward(reward: object) -> float:
     )
 
 
-_reported: set[str] = set()
-
-
-def _report_once(what: str, error: Exception) -> None:
-    """Show where the environment's code raised, once for each kind of fault: a bug may hit every rollout of a run."""
-    kind = f"{what}: {type(error).__name__} at {_origin(error)}"
-    level = logging.DEBUG if kind in _reported else logging.WARNING
-    _reported.add(kind)
-    logger.log(level, "%s raised; later ones like it are only counted", what, exc_info=error)
-
-
-def _origin(error: Exception) -> str:
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace else "?"
-
-
-def _describe(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"[:2000]
-
-
 def _worked(result: AgentResult) -> bool:
     """Whether the agent did something to judge: it answered or spent a budget, and it wrote at least a token."""
     return (result.success or result.stop_reason in BUDGET_STOPS) and result.num_steps > 0
-
-
-@contextmanager
-def _paused(deadline: asyncio.Timeout) -> Iterator[None]:
-    """Stop a deadline's clock; nested and concurrent pauses count once."""
-    when = deadline.when()
-    if when is None:
-        yield
-        return
-    loop = asyncio.get_running_loop()
-    left = when - loop.time()
-    deadline.reschedule(None)
-    try:
-        yield
-    finally:
-        if not deadline.expired():
-            deadline.reschedule(loop.time() + left)
 
 
 async def finish(work: Awaitable[None]) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from agentenv._shared_setup import SharedSetup
 from agentenv.errors import ConfigError, NotStartedError, TokensUnavailableError
 from agentenv.harness import ToolLoop
 from agentenv.policy import build_policy
@@ -15,6 +16,7 @@ from agentenv.rollout import RolloutLimits, finish, rollout
 from agentenv.session import ChatSession, TokenSession
 from agentenv.tokens.renderer import TokenRenderer, load_renderer
 from agentenv.workbench import ExecutorWorkbench
+from agentenv_backends.errors import CapabilityError
 from agentenv_tools import ToolExecutor, ToolExecutorConfig
 
 if TYPE_CHECKING:
@@ -23,10 +25,12 @@ if TYPE_CHECKING:
     from agentenv.config import AgentEnvConfig
     from agentenv.policy.base import PolicyClient
     from agentenv.policy.config import APIServerConfig
-    from agentenv.rollout import RolloutRecord
+    from agentenv.rollout import RolloutRecord, Workspace
     from agentenv.session import Session
     from agentenv.task import Task, Verifier
+    from agentenv.types import Item
     from agentenv_backends.base import Backend
+    from agentenv_tools.base import Tool
     from agentenv_tools.registry import ToolRegistry
 
 logger = logging.getLogger(__name__)
@@ -44,6 +48,7 @@ class EnvRuntime:
         backend: Backend | None = None,
         policy: PolicyClient | None = None,
         renderer: TokenRenderer | None = None,
+        served_tools: Sequence[Tool[Any]] = (),
     ) -> None:
         self.config = config
         self.server_configs = list(server_configs)
@@ -53,6 +58,7 @@ class EnvRuntime:
         self.on_rollout: Callable[[RolloutRecord], None] = lambda record: None
         """Called with every rollout's record, retried ones included."""
         self._renderer = renderer
+        self._served_tools = served_tools
         self._executor: ToolExecutor | None = None
         self._stopping: asyncio.Task[None] | None = None
 
@@ -71,8 +77,7 @@ class EnvRuntime:
     async def start(self) -> None:
         """Start the backend, then connect to the policy. What was started is stopped again if anything fails."""
         try:
-            await self.backend.start()
-            self._executor = ToolExecutor(self.backend, self.tools, self._executor_config())
+            await self._start_tools()
             await self.policy.start()
             if self.config.group_size > 1:
                 self.policy.raise_concurrency(self.config.group_size)
@@ -81,6 +86,22 @@ class EnvRuntime:
         except BaseException:
             await finish(self.stop())
             raise
+
+    async def start_tools(self) -> None:
+        """Start the backend and the executor alone, for agents that live elsewhere. Else as `start`."""
+        try:
+            await self._start_tools()
+        except BaseException:
+            await finish(self.stop())
+            raise
+
+    async def _start_tools(self) -> None:
+        await self.backend.start()
+        self._check_snapshots()
+        self._executor = ToolExecutor(
+            self.backend, self.tools, self._executor_config(), served_tools=self._served_tools
+        )
+        await self._executor.start()
 
     async def stop(self) -> None:
         """Stop everything. Idempotent, and not to be interrupted: a second caller waits for the first."""
@@ -101,18 +122,36 @@ class EnvRuntime:
             except Exception:  # every part must be stopped, whatever the one before it did
                 logger.exception("stopping the environment's runtime")
 
-    async def run(self, task: Task, verifier: Verifier, *, trajectory_id: str) -> RolloutRecord:
-        """One rollout of this environment's agent."""
+    async def run(
+        self,
+        task: Task,
+        verifier: Verifier,
+        *,
+        trajectory_id: str,
+        workspace: Workspace | None = None,
+    ) -> RolloutRecord:
+        """One rollout of this environment's agent, in a workspace of its own or from one that is given."""
         return await rollout(
             task,
             harness=ToolLoop(turn_timeout_s=self.config.turn_timeout_s),
             session=self._session(task, trajectory_id),
-            workbench=ExecutorWorkbench(
-                self.executor, trajectory_id, working_dir=task.agent.working_dir
-            ),
+            workbench=self._workbench(task, trajectory_id),
             verifier=verifier,
             limits=self._limits(),
             trajectory_id=trajectory_id,
+            workspace=workspace,
+        )
+
+    def shared_setup(self, item: Item, verifier: Verifier) -> SharedSetup | None:
+        """A set-up for all members of a group, to be closed with it; None where each sets up by itself."""
+        if not self.config.share_workspace_setup or self.config.group_size == 1:
+            return None
+        return SharedSetup(
+            item,
+            verifier,
+            workbench=self._workbench,
+            drop=self.backend.drop_snapshot,
+            timeout_s=self.config.verify_timeout_s,
         )
 
     def require_tokens(self) -> None:
@@ -121,6 +160,16 @@ class EnvRuntime:
             raise TokensUnavailableError(
                 "this inference server returns text only (server_type='openai'): groups for training need token "
                 "ids and log-probs; use server_type 'vllm', 'sglang' or 'transformers', or run `evaluate`"
+            )
+
+    def _workbench(self, task: Task, trajectory_id: str) -> ExecutorWorkbench:
+        return ExecutorWorkbench(self.executor, trajectory_id, working_dir=task.agent.working_dir)
+
+    def _check_snapshots(self) -> None:
+        if self.config.share_workspace_setup and not self.backend.capabilities.snapshot:
+            raise CapabilityError(
+                "share_workspace_setup is True, but this backend takes no snapshots of workspaces; set it to False, "
+                "or use a backend that does"
             )
 
     def _session(self, task: Task, trajectory_id: str) -> Session:
@@ -160,11 +209,13 @@ class EnvRuntime:
             max_batch_size=config.tool_max_batch_size,
             default_timeout_s=config.tool_timeout_s,
             acquire_timeout_s=config.slot_wait_s,
+            max_recording_bytes=config.terminal_recording_bytes,
             allow_network=config.allow_network,
             require_sandbox=config.require_sandbox,
             require_stateful_sandbox=config.require_stateful_sandbox,
             tool_server_url=config.tool_server_url,
             tool_server_token=token.get_secret_value() if token else None,
+            mcp_servers=self.config.mcp_servers,
         )
 
     def _load_renderer(self) -> TokenRenderer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from agentenv.errors import ContextLengthError
@@ -53,7 +54,7 @@ class Session(Protocol):
 
 
 class TokenSession:
-    """A conversation in exact tokens."""
+    """A conversation in exact tokens. They are text: of a tool's images it keeps what the result says of them."""
 
     def __init__(
         self,
@@ -80,7 +81,7 @@ class TokenSession:
 
     def add(self, *messages: Message) -> None:
         """Append messages that the policy did not write."""
-        self._dialogue.add(*messages)
+        self._dialogue.add(*map(_text_only, messages))
 
     async def sample(
         self, *, turn: int, temperature: float, max_tokens: int | None
@@ -109,7 +110,10 @@ class TokenSession:
 
 
 class ChatSession:
-    """A conversation in text, for engines without token ids. Never trained on."""
+    """A conversation in text, for engines without token ids. Never trained on.
+
+    Images of tool results are sent to a policy that takes them; else only what the results say of them.
+    """
 
     def __init__(
         self,
@@ -137,7 +141,8 @@ class ChatSession:
 
     def add(self, *messages: Message) -> None:
         """Append messages that the policy did not write."""
-        self._messages.extend(messages)
+        takes_images = self._policy.takes_images
+        self._messages.extend(messages if takes_images else map(_text_only, messages))
 
     async def sample(
         self, *, turn: int, temperature: float, max_tokens: int | None
@@ -171,4 +176,8 @@ class ChatSession:
         messages = list(self._messages)
         own = messages.pop(0).content if messages and messages[0].role == "system" else None
         system = Message(role="system", content=system_prompt(self._tools, own))
-        return to_chat_messages([system, *messages])
+        return to_chat_messages([system, *messages], images=True)
+
+
+def _text_only(message: Message) -> Message:
+    return replace(message, images=()) if message.images else message

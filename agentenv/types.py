@@ -106,6 +106,8 @@ class AgentResult:
     steps: tuple[AgentStep, ...] = ()
     sequences: tuple[TokenSequence, ...] = ()
     messages: tuple[dict[str, Any], ...] = ()
+    """The conversation in the OpenAI form. Content is text, but for images the policy was shown: then it is a list of
+    parts. The images of every result are in `steps`."""
     total_tokens: int = 0
     """Tokens the policy sampled."""
     error: str | None = None

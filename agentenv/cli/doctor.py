@@ -11,7 +11,7 @@ from rich.text import Text
 from agentenv.run.panels import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from rich.console import Console
 
@@ -22,10 +22,13 @@ _STYLES = {"yes": "green", "partly": "yellow", "no": "bold red"}
 
 def run_doctor(console: Console) -> int:
     """Try every protection and print what was found. 1 when no sandbox can be opened here at all, else 0."""
-    from agentenv_backends.doctor import examine  # noqa: PLC0415 - imports a backend, which only this command needs
+    from agentenv_backends.doctor import examine, examine_engine  # noqa: PLC0415 - imports backends
 
-    protections = asyncio.run(examine())
+    protections, engine = asyncio.run(_examine(examine, examine_engine))
     console.print(protections_table(protections))
+    console.print(
+        protections_table(engine, title="Containers of a Docker engine, as it describes itself")
+    )
     usable = can_run(protections)
     missing = sum(entry.in_force != "yes" for entry in protections)
     if not usable:
@@ -39,18 +42,24 @@ def run_doctor(console: Console) -> int:
     return 0 if usable else 1
 
 
+async def _examine(*parts: Callable[[], Awaitable[list[Protection]]]) -> list[list[Protection]]:
+    return [await part() for part in parts]
+
+
 def can_run(protections: Sequence[Protection]) -> bool:
     """Whether a slot could be opened: where it could not, that is the only thing found."""
     return len(protections) != 1 or protections[0].in_force != "no"
 
 
-def protections_table(protections: Sequence[Protection]) -> Table:
+def protections_table(
+    protections: Sequence[Protection], title: str = "Sandboxes on this machine"
+) -> Table:
     """One row for each protection."""
     table = Table(
         "protection",
         "in force",
         "how, or what to do",
-        title="Sandboxes on this machine",
+        title=title,
         title_justify="left",
     )
     for entry in protections:

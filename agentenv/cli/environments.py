@@ -29,7 +29,7 @@ def load_environment(name: str) -> type[AgentEnv[Any]]:
     """The class meant by `name`. Raises `ConfigError`; an error inside the module itself passes through."""
     if ":" in name:
         module_name, _, class_name = name.partition(":")
-        module = _import(name, module_name)
+        module = import_module(f"environment {name!r}", module_name)
         if not hasattr(module, class_name):
             close = nearest(class_name, list(vars(module)))
             raise ConfigError(f"environment {name!r}: {module_name} has no {class_name}{close}")
@@ -63,7 +63,8 @@ def _exists(module: str) -> bool:
         return False
 
 
-def _import(name: str, module_name: str) -> ModuleType:
+def import_module(wanted: str, module_name: str) -> ModuleType:
+    """A module by name, also one in the current folder. Raises `ConfigError` that begins with `wanted`."""
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.append(here)  # an installed command does not look into the folder it is called in
@@ -75,7 +76,7 @@ def _import(name: str, module_name: str) -> ModuleType:
         ):
             raise
         raise ConfigError(
-            f"environment {name!r}: there is no module {error.name!r} in {here} or among the installed ones"
+            f"{wanted}: there is no module {error.name!r} in {here} or among the installed ones"
         ) from error
 
 

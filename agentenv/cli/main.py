@@ -16,12 +16,20 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from rich.console import Console
 
 from agentenv.cli import commands
+from agentenv.cli.cleanup import add_cleanup_parser, run_cleanup
 from agentenv.cli.doctor import run_doctor
 from agentenv.cli.environments import load_environment, registered_names
 from agentenv.cli.fields import nearest
 from agentenv.cli.help import settings_help
 from agentenv.cli.layers import ConfigFile, load_config_file, split_flags
 from agentenv.cli.logs import configure_logging
+from agentenv.cli.services import (
+    ToolsOnly,
+    add_executor_options,
+    add_tool_server_parser,
+    run_executor,
+    run_tool_server,
+)
 from agentenv.cli.settings import Settings, resolve, setting_trees
 from agentenv.errors import AgentEnvError, ConfigError
 from agentenv.run.panels import printable
@@ -37,6 +45,7 @@ _RUNS = {
     "process": "collect scored groups into a run directory",
     "evaluate": "run the environment's own evaluation and print its metrics",
     "serve": "not available yet: feed a trainer through a trajectory server",
+    "executor": "serve the tools and sandboxes to agents in other processes",
 }
 
 
@@ -86,6 +95,10 @@ def _dispatch(
         raise ConfigError(f"{options.command} takes no settings, but {flags[0]} was given")
     if options.command == "doctor":
         return run_doctor(console)
+    if options.command == "cleanup":
+        return run_cleanup(options, console)
+    if options.command == "tool-server":
+        return run_tool_server(options, console)
     return commands.run_report(Path(options.run_dir), console)
 
 
@@ -102,9 +115,11 @@ def _run_environment(
         raise AgentEnvError(
             "serve does not exist yet: nothing was started. `process` collects the same groups into a run directory"
         )
-    env_class = env_class or _environment_of(file)
+    env_class = env_class or _environment_for(options.command, file)
     _check_same(env_class, file)
     settings = _settings(env_class, file, flags)
+    if options.command == "executor":
+        return run_executor(env_class, settings, options, console)
     if options.command == "evaluate":
         return commands.run_evaluate(env_class, settings, console)
     chosen = commands.ProcessOptions(
@@ -120,6 +135,13 @@ def _settings(
 ) -> Settings:
     env, servers = env_class.config_init()
     return resolve(env, servers, file=file, environ=os.environ, flags=flags)
+
+
+def _environment_for(command: str, file: ConfigFile | None) -> type[AgentEnv[Any]]:
+    """Tools can be served without tasks to use them for."""
+    if command == "executor" and (file is None or file.environment is None):
+        return ToolsOnly
+    return _environment_of(file)
 
 
 def _environment_of(file: ConfigFile | None) -> type[AgentEnv[Any]]:
@@ -217,9 +239,10 @@ def _agentenv_parser() -> argparse.ArgumentParser:
     doctor = chosen.add_parser(
         "doctor", help="try which protections of sandboxes are in force on this machine"
     )
+    add_tool_server_parser(chosen)
     report = chosen.add_parser("report", help="write the report.html of a run directory again")
     report.add_argument("run_dir", metavar="RUN_DIR")
-    for other in (doctor, report):
+    for other in (doctor, report, add_cleanup_parser(chosen)):
         _verbose(other)
     return parser
 
@@ -250,6 +273,8 @@ def _run_parser(chosen: Any, name: str, text: str) -> argparse.ArgumentParser:
         "-h", "--help", action="store_true", help="show this help, with every setting"
     )
     _verbose(parser)
+    if name == "executor":
+        add_executor_options(parser)
     if name == "process":
         parser.add_argument(
             "--run-dir", metavar="DIR", help="where to write (default: a new one below runs/)"

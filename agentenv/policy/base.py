@@ -62,6 +62,8 @@ class PolicyClient(Protocol):
 
     returns_tokens: bool
     """False: only `chat` works."""
+    takes_images: bool
+    """Whether messages for `chat` may hold `image_url` parts."""
 
     async def start(self) -> None:
         """Connect and check the engine's answers once, with the reason when it cannot be used for

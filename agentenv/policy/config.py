@@ -64,6 +64,9 @@ class APIServerConfig(ServerBaseline):
     api_key: SecretStr = SecretStr("")
     base_url: str = ""
     """With or without `/v1`. Unused by `transformers`."""
+    takes_images: bool = False
+    """`openai` only: send images of tool results as `image_url` parts. False: the model reads what the
+    results say of them."""
     n_kwarg_is_ignored: bool = False
     """Accepted and unused: one completion is asked for per request."""
     health_check: bool = True
@@ -104,6 +107,15 @@ class APIServerConfig(ServerBaseline):
     """`transformers` only: rows in one forward pass."""
     torch_threads: int = Field(default=1, ge=1)
     """`transformers` only: threads of one operation."""
+
+    @model_validator(mode="after")
+    def _check_images(self) -> Self:
+        if self.takes_images and self.server_type != "openai":
+            raise ValueError(
+                f"takes_images is for server_type openai; {self.server_type} is sent token ids, "
+                "which are text"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_url(self) -> Self:

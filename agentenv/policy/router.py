@@ -72,6 +72,7 @@ class PolicyRouter:
         self._watchers: list[asyncio.Task[None]] = []
         self._started = False
         self.returns_tokens = all(server.returns_tokens for server in servers)
+        self.takes_images = all(server.config.takes_images for server in servers)
 
     async def start(self) -> None:
         """Wait for the servers, check the answers of each once, and begin to watch them.
@@ -319,6 +320,7 @@ class EvaluationView:
     def __init__(self, router: PolicyRouter) -> None:
         self._router = router
         self.returns_tokens = router.returns_tokens
+        self.takes_images = router.takes_images
 
     async def start(self) -> None:
         """Does nothing: the router's owner starts it."""

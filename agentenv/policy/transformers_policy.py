@@ -44,6 +44,7 @@ class TransformersPolicy:
     """
 
     returns_tokens = True
+    takes_images = False
 
     def __init__(
         self,

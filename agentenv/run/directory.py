@@ -3,11 +3,12 @@
     config.yaml             what was set; `agentenv process config.yaml` does the same run again
     config.in_force.yaml    every setting there is, defaults included
     groups.jsonl            one complete group a line, see `record.py`
+    casts/                  what its trajectories' terminals showed, see `casts.py`
     summary.json            totals, written at the end
     report.html             the same for people, see `report.py`
     run.lock                while a process uses the directory
 
-Secrets are masked in the first two, by name: see `masking.py`.
+Secrets are masked in the first two, by name, and in the casts, by shape: see `masking.py`.
 
 Guaranteed: a line of `groups.jsonl` that `append` returned for is on the disk, whole, also after
 SIGKILL or a power cut. When a line cannot be written (a full disk), what was written of it is taken
@@ -20,19 +21,23 @@ import asyncio
 import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 
 from agentenv.errors import RunDirectoryError
+from agentenv.run.casts import encode_cast
 from agentenv.run.jsonl import BadLine, Line, encode_line, scan
 from agentenv.run.lock import FileLock
 from agentenv.run.masking import mask_secrets
 from agentenv.run.record import SCHEMA_VERSION, GroupRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from agentenv.run.casts import CastFile
 
 logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -76,11 +81,13 @@ class RunDirectory:
             raise
         return directory
 
-    async def append(self, record: GroupRecord) -> None:
-        """Write one group and wait until it is on the disk.
+    async def append(self, record: GroupRecord, casts: Sequence[CastFile] = ()) -> None:
+        """Write one group, its casts first, and wait until it is on the disk.
 
-        Raises `RunDirectoryError`; no torn line is left then.
+        Raises `RunDirectoryError`; no torn line is left then. A cast that cannot be written is only warned of.
         """
+        if casts:
+            await self._run(self._write_casts, casts)
         await self._run(self._append, record)
 
     async def write_config(
@@ -140,6 +147,17 @@ class RunDirectory:
                 f"{self.path / GROUPS_FILE} cannot take group {record.group_id}: {error.strerror}; "
                 f"it holds {size} bytes of whole groups"
             ) from error
+
+    def _write_casts(self, casts: Sequence[CastFile]) -> None:
+        for cast in casts:
+            target = self.path / cast.path
+            try:
+                target.parent.mkdir(exist_ok=True)
+                target.write_bytes(encode_cast(cast.recording))
+            except OSError as error:
+                with suppress(OSError):
+                    target.unlink(missing_ok=True)
+                logger.warning("%s cannot be written: %s", target, error.strerror)
 
     def _write_yaml(self, name: str, config: Mapping[str, Any]) -> None:
         plain = _plain(mask_secrets(dict(config)))

@@ -1,7 +1,8 @@
 """One HTML page of inert data, one script and one style.
 
 The data is JSON in blocks that no browser runs; the script puts it on the page as text nodes. A strict policy in the
-page names script and style by hash and allows nothing else: no request, no other script, no form, no frame.
+page names script and style by hash and allows nothing else but images that are in the page itself: no request, no
+other script, no form, no frame.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ def page_start(title: str) -> bytes:
     style = _source("report.css")
     policy = (
         "default-src 'none'; base-uri 'none'; form-action 'none'; "
-        f"script-src {_hash(_script())}; style-src {_hash(style)}"
+        f"script-src {_hash(_script())}; style-src {_hash(style)}; img-src data:"
     )
     page = Template(_source("report.html"))
     return page.substitute(title=html.escape(title), policy=policy, style=style).encode(
@@ -41,7 +42,7 @@ def page_end() -> bytes:
 
 
 def _script() -> str:
-    return _source("elements.js") + _source("report.js")
+    return _source("elements.js") + _source("terminal.js") + _source("report.js")
 
 
 def _source(name: str) -> str:

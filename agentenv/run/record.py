@@ -63,6 +63,14 @@ class ToolCallRecord(_Plain):
     metadata: dict[str, Any] = field(default_factory=dict)
     duration_s: float | None = None
     """None: not measured for this call alone."""
+    images: tuple[dict[str, Any], ...] = ()
+    """What the result showed beside its output, as `ImagePart.to_payload` has it, base64 included."""
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """From a dict."""
+        images = tuple(values.get("images", ()))
+        return super(ToolCallRecord, cls).from_json({**values, "images": images})
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,18 +129,22 @@ class TrajectoryRecord(_Plain):
     """From 1; more where infrastructure failed before."""
     score_metadata: dict[str, Any] = field(default_factory=dict)
     messages: tuple[dict[str, Any], ...] = ()
+    """Text only: images are in the steps."""
     steps: tuple[StepRecord, ...] = ()
     sequences: tuple[SequenceRecord, ...] = ()
     sampled_tokens: int = 0
     duration_s: float = 0.0
     timings: dict[str, float] = field(default_factory=dict)
     """Seconds by part (waiting for a slot, generation, tools, verification), as far as measured."""
+    casts: tuple[str, ...] = ()
+    """Files in the run directory, one for each persistent shell and terminal it used, see `casts.py`."""
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
         """From a dict."""
         nested = {
             "messages": tuple(values.get("messages", ())),
+            "casts": tuple(values.get("casts", ())),
             "steps": tuple(StepRecord.from_json(step) for step in values.get("steps", ())),
             "sequences": tuple(
                 SequenceRecord.from_json(entry) for entry in values.get("sequences", ())

@@ -3,7 +3,7 @@
 Everything a model wrote is inert, see `page.py`. The size is bounded: above `max_bytes` only every n-th group has its
 trajectories in the page, and texts are cut; the page says so and points at `groups.jsonl`, which has everything. A
 group is built in the page only when somebody opens it. Token texts come from the tokenizer, at the time of writing,
-see `token_texts.py`; without one the page shows ids.
+see `token_texts.py`; without one the page shows ids. Recorded terminals are rendered into screens, see `replay.py`.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from agentenv.run.directory import (
 from agentenv.run.jsonl import BadLine
 from agentenv.run.masking import mask_secrets
 from agentenv.run.page import clip, data_block, page_end, page_start, run_lengths
+from agentenv.run.pictures import Pictures
+from agentenv.run.replay import Replays
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,6 +45,8 @@ logger = logging.getLogger(__name__)
 MAX_BYTES = 50_000_000
 MAX_TEXT_CHARS = 200_000
 MAX_LISTED_GROUPS = 10_000
+TERMINAL_SHARE = PICTURE_SHARE = 4
+"""At most one in so many characters of the page is a terminal's; the same of an image's."""
 _IGNORE_TOKEN = -100
 
 
@@ -50,11 +54,13 @@ _IGNORE_TOKEN = -100
 class _Contents:
     """What went into the page so far."""
 
+    bytes_left: int
+    replays: Replays
+    pictures: Pictures
     listed: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     seen: int = 0
     embedded: int = 0
-    bytes_left: int = 0
 
 
 def write_report(
@@ -99,7 +105,9 @@ def _write_page(
     page: IO[bytes], run_dir: Path, config: dict[str, Any], texts: TokenTexts | None, max_bytes: int
 ) -> None:
     title = f"{str(config.get('environment', 'run')).rpartition(':')[2]} · {run_dir.resolve().name}"
-    contents = _Contents(bytes_left=max_bytes)
+    replays = Replays(run_dir, max_chars=max_bytes // TERMINAL_SHARE)
+    pictures = Pictures(max_chars=max_bytes // PICTURE_SHARE)
+    contents = _Contents(bytes_left=max_bytes, replays=replays, pictures=pictures)
     page.write(page_start(title))
     _write_groups(page, run_dir / GROUPS_FILE, texts, contents, max_bytes)
     _note_left_out(contents)
@@ -142,7 +150,7 @@ def _write_groups(
             continue
         entry = _overview(line)
         contents.listed.append(entry)
-        block = _group_block(line, number, texts) if number % every == 0 else b""
+        block = _group_block(line, number, texts, contents) if number % every == 0 else b""
         if block and len(block) <= contents.bytes_left:
             page.write(block)
             contents.bytes_left -= len(block)
@@ -192,7 +200,7 @@ def _final_scores(trajectories: Sequence[dict[str, Any]]) -> list[float]:
     return [score for score in scores if isinstance(score, int | float)]
 
 
-def _group_block(line: Line, number: int, texts: TokenTexts | None) -> bytes:
+def _group_block(line: Line, number: int, texts: TokenTexts | None, contents: _Contents) -> bytes:
     group = line.value
     sequences = [
         _sequence_lists(group, sequence)
@@ -205,20 +213,22 @@ def _group_block(line: Line, number: int, texts: TokenTexts | None) -> bytes:
         "ids": ids,
         "texts": clip(texts(ids), 200) if texts else None,
         "trajectories": [
-            _trajectory(group, trajectory, place) for trajectory in group["trajectories"]
+            _trajectory(group, trajectory, place, contents) for trajectory in group["trajectories"]
         ],
     }
     return data_block(f"group-{number}", payload)
 
 
 def _trajectory(
-    group: dict[str, Any], trajectory: dict[str, Any], place: dict[int, int]
+    group: dict[str, Any], trajectory: dict[str, Any], place: dict[int, int], contents: _Contents
 ) -> dict[str, Any]:
     plain = {name: value for name, value in trajectory.items() if name != "sequences"}
     shown = clip(plain, MAX_TEXT_CHARS)
     shown["sequences"] = [
         _sequence(group, sequence, place) for sequence in trajectory.get("sequences", [])
     ]
+    contents.pictures.put_into(shown, trajectory)
+    shown["terminals"] = contents.replays.of(trajectory.get("casts", ()))
     return dict(shown)
 
 

@@ -33,8 +33,10 @@ class FakePolicy:
         end_ids: Sequence[int] = (),
         latency_s: float = 0.0,
         returns_tokens: bool = True,
+        takes_images: bool = False,
     ) -> None:
         self.returns_tokens = returns_tokens
+        self.takes_images = takes_images
         self.requests: list[FakeRequest] = []
         self.concurrency = 0
         """What `raise_concurrency` was last raised to."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from agentenv_tools.schema import ToolCall
+    from agentenv_tools.schema import ImagePart, ToolCall
 
 IGNORE_TOKEN = -100
 """The mask value of a token that is not trained on."""
@@ -31,6 +31,9 @@ class Message:
     """Tool only: the tool's name."""
     reasoning: str | None = None
     """Assistant only: what it thought before it answered."""
+    images: tuple[ImagePart, ...] = ()
+    """Tool only: for chat servers that take images. Token families here are text only and never render them: what
+    `content` says of an image is all they get."""
 
 
 @dataclass(frozen=True, slots=True)

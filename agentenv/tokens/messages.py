@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from agentenv.tokens.base import Message
-    from agentenv_tools.schema import ToolCall, ToolSchema
+    from agentenv_tools.schema import ImagePart, ToolCall, ToolSchema
+
+    Content = str | list[dict[str, Any]]
 
 _TOOLS = """\
 You are a function calling AI model. You may call one or more functions to assist with the user \
@@ -55,22 +57,27 @@ def system_prompt(
 
 
 def to_chat_messages(
-    messages: Iterable[Message], *, quote: Callable[[str], str] = as_it_is
+    messages: Iterable[Message],
+    *,
+    quote: Callable[[str], str] = as_it_is,
+    images: bool = False,
 ) -> list[dict[str, Any]]:
-    """`messages` as OpenAI chat messages that hold text only.
+    """`messages` as OpenAI chat messages that hold text only, or text and images.
 
     An assistant's message holds its reasoning, its content and its calls as it wrote them. `quote`
-    is applied to everything that is not part of the form.
+    is applied to everything that is not part of the form. With `images`, the results of a reply's
+    calls that hold images become a list of content parts: the API takes images in a user's message,
+    which ours are, and in no tool's.
     """
     chat: list[dict[str, Any]] = []
     answering_calls = False
     for message in messages:
         if message.role == "tool":
             block = f"<tool_response>\n{quote(message.content)}\n</tool_response>"
-            if answering_calls:
-                chat[-1]["content"] += "\n" + block
-            else:
-                chat.append({"role": "user", "content": block})
+            if not answering_calls:
+                chat.append({"role": "user", "content": ""})
+            shown = message.images if images else ()
+            chat[-1]["content"] = _with_result(chat[-1]["content"], block, shown)
         else:
             content = (
                 _assistant_text(message, quote)
@@ -80,6 +87,17 @@ def to_chat_messages(
             chat.append({"role": message.role, "content": content})
         answering_calls = message.role == "tool"
     return chat
+
+
+def _with_result(content: Content, block: str, images: Sequence[ImagePart]) -> Content:
+    """What a user's message holds, and one more result of a tool: text as long as there is no image."""
+    if isinstance(content, str):
+        text = f"{content}\n{block}" if content else block
+        if not images:
+            return text
+        content, block = [], text
+    parts = [{"type": "image_url", "image_url": {"url": image.url}} for image in images]
+    return [*content, {"type": "text", "text": block}, *parts]
 
 
 def _assistant_text(message: Message, quote: Callable[[str], str]) -> str:

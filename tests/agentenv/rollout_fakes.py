@@ -7,6 +7,8 @@ from typing import Any
 from agentenv.errors import ContextLengthError
 from agentenv.task import Verdict
 from agentenv.tokens.base import Message, ParsedReply, TokenSequence
+from agentenv_backends.base import Snapshot
+from agentenv_backends.results import Recording
 from agentenv_tools.schema import ToolCall, ToolResult
 
 Reply = ParsedReply | Exception | Callable[[], Awaitable[ParsedReply]]
@@ -79,8 +81,18 @@ class FunctionWorkbench:
             else ToolResult(True, "ok", uniq_id=call.uniq_id)
         )
 
+    async def recordings(self) -> tuple[Recording, ...]:
+        return ()
+
     async def quiesce(self) -> None:
         self.log.append("quiesce")
+
+    async def snapshot(self) -> Snapshot | None:
+        self.log.append("snapshot")
+        return Snapshot("taken", "h1")
+
+    async def restore(self, snapshot: Snapshot) -> None:
+        self.log.append(f"restore {snapshot.snapshot_id}")
 
     async def release(self) -> None:
         await asyncio.sleep(0)

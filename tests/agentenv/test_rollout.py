@@ -12,6 +12,7 @@ from agentenv.outcomes import Outcome, StopReason
 from agentenv.rollout import RolloutLimits, RolloutRecord, finish, rollout
 from agentenv.task import Task, Verdict
 from agentenv.types import AgentConfig
+from agentenv_backends.base import Snapshot
 from agentenv_backends.errors import (
     AcquireTimeoutError,
     HostLostError,
@@ -36,6 +37,7 @@ async def run(
     workbench: FunctionWorkbench | None = None,
     verifier: Any = None,
     limits: RolloutLimits = LIMITS,
+    workspace: Any = None,
     turn_timeout_s: float = 5,
     **agent: Any,
 ) -> RolloutRecord:
@@ -47,6 +49,7 @@ async def run(
         verifier=verifier or FunctionVerifier(),
         limits=limits,
         trajectory_id="t",
+        workspace=workspace,
     )
 
 
@@ -80,6 +83,21 @@ async def test_a_spent_budget_is_judged_like_an_answer(session: Any, agent: Any,
     record = await run(session, verifier=FunctionVerifier(0.5), **agent)
     assert (record.outcome, record.reward, record.stop_reason) == (Outcome.SCORED, 0.5, stop)
     assert record.trainable
+
+
+async def test_a_workspace_made_for_several_is_entered_instead_of_being_set_up():
+    class Shared:
+        async def enter(self, task: Task, workbench: Any) -> dict[str, Any]:
+            await workbench.restore(Snapshot("shared", "h1"))
+            return {"of": "all"}
+
+    bench, verifier = FunctionWorkbench(), FunctionVerifier(prepare=never)
+    record = await run(
+        ScriptedSession(answer("done")), workbench=bench, verifier=verifier, workspace=Shared()
+    )
+    assert record.outcome is Outcome.SCORED
+    assert bench.log == ["restore shared", "quiesce", "release"]
+    assert verifier.seen_meta == {"of": "all"}
 
 
 async def test_no_room_for_any_reply_is_the_agents_failure_and_cannot_be_trained_on():

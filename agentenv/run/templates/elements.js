@@ -88,6 +88,18 @@ function objectText(value) {
   return value && Object.keys(value).length ? textBlock(value, "boxed") : null;
 }
 
+const RASTER = ["image/png", "image/jpeg", "image/gif", "image/webp"];
+
+/** An image out of the page's own data: the one thing the page loads. Of no type in which anything can run. */
+function picture(image) {
+  const shown = RASTER.includes(image.media_type) && /^[A-Za-z0-9+/]+=*$/.test(image.data || "");
+  if (!shown) return element("p", "quiet", image.note || "An image that cannot be shown.");
+  const node = element("img", "picture");
+  node.alt = node.title = image.note || image.media_type;
+  node.src = "data:" + image.media_type + ";base64," + image.data;
+  return node;
+}
+
 // ---- numbers
 
 const finite = (values) => values.filter((value) => typeof value === "number" && Number.isFinite(value));

@@ -3,7 +3,7 @@
 const TURN_STEP = 100;
 const ENTRY_STEP = 200;
 const TOKEN_STEP = 4000;
-const TABS = ["Steps", "Messages", "Tokens", "Record"];
+const TABS = ["Steps", "Messages", "Terminal", "Tokens", "Record"];
 const state = { group: null, trajectory: 0, tab: "Steps", shown: [], limit: ENTRY_STEP };
 
 // ---- the list of groups
@@ -217,8 +217,9 @@ function about(one) {
 }
 
 function tabs(chosen) {
-  const sizes = { Steps: chosen.steps, Messages: chosen.messages, Tokens: chosen.sequences };
-  const all = TABS.map((name) =>
+  const sizes = { Steps: chosen.steps, Messages: chosen.messages, Terminal: chosen.terminals, Tokens: chosen.sequences };
+  const shown = TABS.filter((name) => name !== "Terminal" || name === state.tab || (chosen.terminals || []).length);
+  const all = shown.map((name) =>
     button(
       "tab" + (name === state.tab ? " on" : ""),
       () => {
@@ -232,7 +233,7 @@ function tabs(chosen) {
   return element("div", "tabs", all);
 }
 
-const VIEWS = { Steps: stepsView, Messages: messagesView, Tokens: tokensView, Record: recordView };
+const VIEWS = { Steps: stepsView, Messages: messagesView, Terminal: terminalView, Tokens: tokensView, Record: recordView };
 
 function turn(role, who, facts, ...body) {
   const known = ["user", "assistant", "tool"].includes(role) ? role : "system";
@@ -265,7 +266,14 @@ function callView(call) {
     element("div", "title", "result ", verdict),
     call.output || !call.error ? textBlock(call.output || "", "boxed") : null,
     call.error ? textBlock(call.error, "boxed bad") : null,
+    (call.images || []).map(picture),
+    beside(call.metadata || {}),
   );
+}
+
+/** What a result holds beside its output, unless that is only how a command ended. */
+function beside({ exit_code, ...more }) {
+  return objectText(more);
 }
 
 function messageTurn(message) {
@@ -331,7 +339,7 @@ function tokenView(place, trained, logprob) {
 }
 
 function recordView(one) {
-  const { messages, steps, sequences, ...rest } = one;
+  const { messages, steps, sequences, terminals, ...rest } = one;
   return element(
     "div",
     "",

@@ -120,6 +120,7 @@ async def test_the_policy_allows_the_one_script_and_the_one_style_and_nothing_el
     directives = dict(part.strip().split(" ", 1) for part in page.policy.split(";"))
     assert directives["default-src"] == "'none'"
     assert directives["base-uri"] == directives["form-action"] == "'none'"
+    assert directives["img-src"] == "data:"
     for kind in ("script", "style"):
         digest = base64.b64encode(hashlib.sha256(page.code[kind].encode()).digest()).decode()
         assert directives[f"{kind}-src"] == f"'sha256-{digest}'"
@@ -127,9 +128,13 @@ async def test_the_policy_allows_the_one_script_and_the_one_style_and_nothing_el
 
 async def test_the_script_has_no_way_to_make_markup_or_to_ask_for_anything(tmp_path):
     script = _Page(write_report(await _run_dir(tmp_path, group(0)))).code["script"]
-    forbidden = ("innerHTML", "outerHTML", "insertAdjacent", "document.write", "DOMParser", "eval(", "Function(",
-                 "fetch(", "XMLHttpRequest", "WebSocket", "import(", "setAttribute(\"on", ".href", ".src")  # fmt: skip
+    forbidden = [
+        *("innerHTML", "outerHTML", "insertAdjacent", "document.write", "DOMParser", "eval("),
+        *("Function(", "fetch(", "XMLHttpRequest", "WebSocket", "import(", 'setAttribute("on'),
+        *(".href", 'setAttribute("src'),
+    ]
     assert [word for word in forbidden if word in script] == []
+    assert script.count(".src") == script.count('node.src = "data:" + image.media_type + ') == 1
 
 
 async def test_secrets_are_not_in_the_page(tmp_path):

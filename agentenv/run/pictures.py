@@ -1,0 +1,48 @@
+"""Images of tool results as a report may show them: raster formats, checked once more, of a bounded size.
+
+They become `data:` URLs of `<img>` elements, the only thing the page's policy lets it load. In an image nothing runs,
+and a media type from a fixed list cannot be that of something else.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import Any
+
+from agentenv_tools.images import image_part
+
+MAX_PICTURE_CHARS = 1_500_000
+"""Base64 characters of one image in a page."""
+
+
+class Pictures:
+    """What a page has room for, first come first served."""
+
+    def __init__(self, *, max_chars: int) -> None:
+        self._room = max_chars
+
+    def put_into(self, shown: dict[str, Any], trajectory: dict[str, Any]) -> None:
+        """Give the tool calls of `shown`, a clipped copy of `trajectory`, their images; what is left out says so."""
+        for shown_step, step in zip(
+            shown.get("steps", ()), trajectory.get("steps", ()), strict=True
+        ):
+            for call, whole in zip(
+                shown_step.get("tool_calls", ()), step.get("tool_calls", ()), strict=True
+            ):
+                if whole.get("images"):
+                    call["images"] = [self._picture(image) for image in whole["images"]]
+
+    def _picture(self, image: dict[str, Any]) -> dict[str, Any]:
+        media_type, data = str(image.get("media_type")), str(image.get("data"))
+        try:
+            part = image_part(base64.b64decode(data, validate=True), media_type)
+        except (binascii.Error, ValueError) as error:
+            return {"note": f"An image that cannot be shown: {error}"}
+        note = f"{media_type}, {part.width} x {part.height} pixels"
+        if len(data) > min(MAX_PICTURE_CHARS, self._room):
+            return {
+                "note": f"{note}: {len(data) * 3 // 4:,} bytes are not in this page; groups.jsonl has them"
+            }
+        self._room -= len(data)
+        return {"media_type": media_type, "data": part.data, "note": note}
