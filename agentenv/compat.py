@@ -49,10 +49,9 @@ def backend_from_flat_names(values: Mapping[str, Any], nested: Any = None) -> Ba
     for flat, (name, default) in names.items():
         if flat in values and not (flat == "allow_network" and values[flat] in (True, "true")):
             _merge(chosen, flat, name, values[flat], default)
-    if values.get("require_sandbox") in (True, "true") and chosen.get("isolation") == "none":
-        raise ValueError(
-            "require_sandbox=True contradicts backend.isolation='none': drop one of them"
-        )
+    for flat in ("require_sandbox", "require_stateful_sandbox"):
+        if values.get(flat) in (True, "true") and chosen.get("isolation") == "none":
+            raise ValueError(f"{flat}=True contradicts backend.isolation='none': drop one of them")
     return _ADAPTER.validate_python(chosen)
 
 

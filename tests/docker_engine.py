@@ -17,6 +17,16 @@ import pytest
 
 IMAGE = os.environ.get("AGENTENV_TEST_IMAGE", "agentenv-test:debian12")
 """It has python3, bash, tmux, less, vim and procps. `scripts/test-engine.sh start` makes it."""
+DOCKER: dict[str, Any] = {
+    "type": "docker",
+    "image": IMAGE,
+    "pull": "never",
+    "memory_mb": 128,
+    "disk_mb": 16,
+    "tmp_mb": 8,
+    "acquire_timeout_s": 120,
+}
+"""A small docker backend, as settings."""
 _REQUIRED = os.environ.get("AGENTENV_REQUIRE_DOCKER") == "1"
 
 

@@ -70,6 +70,13 @@ def test_a_config_survives_being_written_and_read():
             {"backend": {"type": "local", "isolation": "none"}, "require_sandbox": True},
             "require_sandbox",
         ),
+        (
+            {
+                "backend": {"type": "local", "isolation": "none", "allow_network": True},
+                "require_stateful_sandbox": True,
+            },
+            "require_stateful_sandbox=True contradicts",
+        ),
         ({"backend": {"type": "local"}, "tool_pool_mode": "modal"}, "tool_pool_mode"),
         ({"backend": {"type": "local", "slotz": 5}}, "slotz"),
         ({"backend": {"type": "lokal"}}, "lokal"),

@@ -6,14 +6,18 @@ from typing import Any
 import pytest
 
 from agentenv import Outcome
+from agentenv._shared_setup import SharedSetup
 from agentenv.group import GroupContext, current_group
-from agentenv_backends.base import Capabilities
-from agentenv_backends.errors import CapabilityError
+from agentenv.task import Task
+from agentenv.types import AgentConfig
+from agentenv_backends.base import Capabilities, Snapshot
+from agentenv_backends.errors import AcquireTimeoutError, CapabilityError
 from agentenv_backends.pool import SlotPool
 from agentenv_backends.testing import FakeProvider, Faults, fake_pool
 from agentenv_tools.testing import in_virtual_time
 from tests.agentenv.fake_env import make_env
 from tests.agentenv.file_env import FileEnv, reader
+from tests.agentenv.rollout_fakes import FunctionVerifier, FunctionWorkbench
 
 
 def make(
@@ -321,3 +325,74 @@ async def test_groups_side_by_side_share_nothing_with_each_other():
         check_nothing_is_left(env)
     finally:
         await env.shutdown()
+
+
+# ---- one set-up by itself ----
+
+
+class OneSetup:
+    """A set-up of ten seconds for members that are only workbenches."""
+
+    def __init__(self) -> None:
+        self.bench = FunctionWorkbench()
+        self.dropped: list[Snapshot] = []
+        self.shared = SharedSetup(
+            None,
+            FunctionVerifier(prepare=self._prepare),
+            workbench=lambda task, trajectory_id: self.bench,
+            drop=self._drop,
+            timeout_s=60,
+        )
+
+    async def _prepare(self, exec_tool: Any) -> dict[str, Any]:
+        await asyncio.sleep(10)
+        return {}
+
+    async def _drop(self, snapshot: Snapshot) -> None:
+        self.dropped.append(snapshot)
+
+    def member(self, bench: FunctionWorkbench | None = None) -> asyncio.Task[dict[str, Any]]:
+        task = Task("do it", None, AgentConfig())
+        return asyncio.create_task(self.shared.enter(task, bench or FunctionWorkbench()))
+
+
+@in_virtual_time
+async def test_a_member_that_is_withdrawn_takes_the_set_up_from_nobody():
+    one = OneSetup()
+    first, second = one.member(), one.member()
+    await asyncio.sleep(1)
+    first.cancel()
+    assert await second == {}
+    await one.shared.close()
+
+
+@in_virtual_time
+async def test_a_member_that_got_no_slot_costs_no_new_set_up():
+    class Crowded(FunctionWorkbench):
+        async def restore(self, snapshot: Snapshot) -> None:
+            raise AcquireTimeoutError("no slot came")
+
+    one = OneSetup()
+    with pytest.raises(AcquireTimeoutError):
+        await one.member(Crowded())
+    await one.member()
+    await one.shared.close()
+    assert one.bench.log.count("snapshot") == 1
+
+
+@in_virtual_time
+async def test_a_snapshot_taken_although_the_group_ended_meanwhile_is_dropped():
+    class Stubborn(FunctionWorkbench):
+        async def snapshot(self) -> Snapshot | None:
+            try:
+                await asyncio.sleep(5)
+            except asyncio.CancelledError:
+                await asyncio.sleep(1)
+            return await super().snapshot()
+
+    one = OneSetup()
+    one.bench = Stubborn()
+    one.member()
+    await asyncio.sleep(12)
+    await one.shared.close()
+    assert one.dropped == [Snapshot("taken", "h1")]

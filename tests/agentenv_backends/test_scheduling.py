@@ -401,6 +401,38 @@ def test_many_that_die_together_are_one_mishap():
     assert scheduler.wake_at - clock[0] == 1.0
 
 
+def test_hosts_that_die_unused_are_launched_again_later_and_later():
+    scheduler, clock = make(min_hosts=0, warm_slots=1, backoff_s=1.0, max_backoff_s=4.0)
+    scheduler.start()
+    answered(scheduler)
+    pauses = []
+    for number in range(1, 5):
+        scheduler.host_lost(f"h{number}", "it died")
+        assert LaunchHost not in answered(scheduler)
+        pauses.append(scheduler.wake_at - clock[0])
+        clock[0] = scheduler.wake_at
+        scheduler.tick()
+        assert LaunchHost in answered(scheduler)
+    assert pauses == [1.0, 2.0, 4.0, 4.0]
+
+
+def test_a_host_whose_slots_just_failed_to_open_gets_a_pause_also_when_one_is_released():
+    scheduler, clock = make(warm_slots=0, backoff_s=1.0)
+    scheduler.start()
+    answered(scheduler)
+    scheduler.enqueue(1)
+    answered(scheduler)
+    scheduler.enqueue(2)
+    (opening,) = scheduler.take_actions()
+    scheduler.slot_failed(opening.slot_id, "no room")
+    answered(scheduler)
+    scheduler.release(*held_slots(scheduler, "h1"))
+    assert OpenSlot not in answered(scheduler)
+    clock[0] = scheduler.wake_at
+    scheduler.tick()
+    assert OpenSlot in answered(scheduler)
+
+
 def test_a_host_for_a_single_use_is_ended_with_its_slot_and_a_new_one_stands_ready():
     scheduler, _ = make(slots_per_host=1, max_hosts=3, warm_slots=1, single_use_hosts=True)
     scheduler.start()

@@ -160,6 +160,19 @@ async def test_release_ends_what_waits_and_runs_and_is_idempotent():
 
 
 @in_virtual_time
+async def test_a_slot_that_comes_after_its_trajectory_was_released_is_given_back():
+    async with fake_executor(slots=1) as run:
+        await run.executor.execute("first", sh("true"))
+        preparing = asyncio.create_task(run.executor.prepare("late", sh("true")))
+        await asyncio.sleep(1)
+        await run.executor.release_trajectory("late")
+        await run.executor.release_trajectory("first")
+        with pytest.raises(TrajectoryReleasedError):
+            await preparing
+        assert run.pool.stats().acquired_slots == 0
+
+
+@in_virtual_time
 async def test_a_release_that_is_cancelled_goes_on_and_close_waits_for_it():
     provider = FakeProvider(faults=Faults(latency_s=(1.0, 1.0)))
     async with fake_executor(provider=provider) as run:

@@ -195,6 +195,9 @@ class ToolExecutor:
             await self._slots.acquire(trajectory)
         elif isinstance(tool, ExternalTool):
             await tool.prepare(trajectory_id)
+            if trajectory.released:  # meanwhile, and so not this session with it
+                await self._external.release(trajectory_id)
+                trajectory.check()
 
     async def execute_request(self, trajectory_id: str, request: Request) -> Result:
         """Carry one request to the trajectory's slot, in turn with its calls. For hooks and verifiers.

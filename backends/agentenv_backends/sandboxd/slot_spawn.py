@@ -7,7 +7,6 @@ import fcntl
 import os
 import select
 
-from . import slot_entry
 from .lean import (
     PR_SET_CHILD_SUBREAPER,
     SIGKILL,
@@ -100,15 +99,17 @@ class _Entry:
     def spawn(
         self, path: str, arguments: Arguments, env: Dict[str, str], actions: FileActions
     ) -> int:
+        from .slot_entry import FAILURES, open_entry_program  # noqa: PLC0415 - few slots need it
+
         if path not in self._programs:
-            self._programs[path] = slot_entry.open_entry_program(self._uid, path)
+            self._programs[path] = open_entry_program(self._uid, path)
 
         def start(failures: int) -> int:
             return os.posix_spawn(
                 "/proc/self/fd/%d" % self._programs[path],
                 arguments,
                 env,
-                file_actions=[*actions, (os.POSIX_SPAWN_DUP2, failures, slot_entry.FAILURES)],
+                file_actions=[*actions, (os.POSIX_SPAWN_DUP2, failures, FAILURES)],
                 setsid=True,
                 setsigmask=(),
             )

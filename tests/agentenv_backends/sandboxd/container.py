@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 UID_BASE = 1_880_000_000
+_PYTHON = os.path.realpath(sys.executable)
+"""Not the link to it in a virtual environment, which may lie below a folder that the container covers."""
 DISK_MB, TMP_MB = 8, 4
 _NAMESPACES = [
     "unshare",
@@ -60,7 +62,7 @@ async def launch_contained(
     *,
     capabilities: tuple[str, ...] = tuple(NEEDED),
     before: str = "",
-    server_python: str = sys.executable,
+    server_python: str = _PYTHON,
     **settings: Any,
 ) -> RunningHost:
     """Start a host as the root of a small container. `before` are shell commands run in it first."""

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from agentenv_tools import (
@@ -14,6 +15,7 @@ from agentenv_tools import (
     ToolExecutor,
     ToolExecutorConfig,
     ToolServerError,
+    TrajectoryReleasedError,
     build_registry,
     tool,
 )
@@ -145,6 +147,21 @@ async def test_mcp_tools_are_called_and_their_trajectorys_session_ends_with_it()
         await run.executor.release_trajectory("a")
         again = await run.executor.execute("a", ToolCall("note", {"text": "new"}))
         assert again.output == "new"
+
+
+@pytest.mark.slow
+async def test_a_session_that_opens_after_its_trajectory_was_released_is_closed():
+    script = str(Path(__file__).parent / "mcp_fixture.py")
+    mcp = McpServerConfig(command=sys.executable, args=[script], scope="trajectory")
+    config = ToolExecutorConfig(mcp_servers={"fix": mcp})
+    processes = set(psutil.Process().children(recursive=True))
+    async with fake_executor(config=config) as run:
+        preparing = asyncio.create_task(run.executor.prepare("t", ToolCall("note", {})))
+        await asyncio.sleep(0)
+        await run.executor.release_trajectory("t")
+        with pytest.raises(TrajectoryReleasedError):
+            await preparing
+        assert set(psutil.Process().children(recursive=True)) <= processes
 
 
 @pytest.mark.slow
