@@ -80,20 +80,28 @@ class LedgerEnv(AgentEnv[AgentEnvConfig]):
         return sum(numbers) % _MODULUS / (_MODULUS - 1), {"ledger": numbers}
 
 
-def ledger_env(
+def ledger_env(backend: Backend, *, script: Script = append_by_seed, **options: Any) -> LedgerEnv:
+    """`LedgerEnv` over `backend`; see `env_over`."""
+    env = env_over(LedgerEnv, backend, script=script, **options)
+    assert isinstance(env, LedgerEnv)
+    return env
+
+
+def env_over(
+    kind: type[AgentEnv[AgentEnvConfig]],
     backend: Backend,
     *,
-    script: Script = append_by_seed,
+    script: Script,
     policy: PolicyClient | None = None,
     servers: list[APIServerConfig] | None = None,
     **settings: Any,
-) -> LedgerEnv:
-    """The environment over `backend`, with a fake policy unless `servers` or a `policy` is given. Seeded."""
+) -> AgentEnv[AgentEnvConfig]:
+    """An environment over `backend`, with a fake policy unless `servers` or a `policy` is given. Seeded."""
     fixed: dict[str, Any] = {"renderer": "qwen3", "seed": 11, "max_token_length": 8192}
     config = AgentEnvConfig(**(fixed | settings))
     if servers is None and policy is None:
         policy = FakePolicy(script, tokenizer=TOKENIZER, end_ids=END_IDS)
-    tools = LedgerEnv(config, servers or [], runtime=object()).tools  # type: ignore[arg-type]
+    tools = kind(config, servers or [], runtime=object()).tools  # type: ignore[arg-type]
     runtime = EnvRuntime(
         config,
         servers or [],
@@ -102,4 +110,4 @@ def ledger_env(
         policy=policy,
         renderer=load_renderer(TOKENIZER, "qwen3"),
     )
-    return LedgerEnv(config, servers or [], runtime=runtime)
+    return kind(config, servers or [], runtime=runtime)

@@ -44,6 +44,14 @@ class Process:
                 return
 
 
+def process_of(pid: int) -> Process:
+    """The process that has this pid now. Raises `ProcessLookupError` when none has."""
+    fields = _stat(pid)
+    if fields is None:
+        raise ProcessLookupError(pid)
+    return Process(pid, int(fields[19]))
+
+
 def descendants(pid: int) -> set[Process]:
     """Every living process below `pid`, at whatever depth, at this moment."""
     children: dict[int, list[Process]] = {}

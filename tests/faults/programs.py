@@ -30,6 +30,13 @@ class Program:
         async with asyncio.timeout(within_s):
             return await self.process.wait()
 
+    async def says(self, line: str, *, within_s: float = 120.0) -> None:
+        """Return when it has printed this as its next line. Needs its output in a pipe."""
+        stdout = self.process.stdout
+        assert stdout is not None
+        async with asyncio.timeout(within_s):
+            assert await stdout.readline() == f"{line}\n".encode()
+
 
 @asynccontextmanager
 async def program(

@@ -1,6 +1,6 @@
 """When the driver dies, everything it started dies too, and the next start removes what could not be removed then."""
 
-import asyncio
+import json
 import signal
 
 import pytest
@@ -13,16 +13,14 @@ from tests.faults.waiting import eventually
 
 pytestmark = [pytest.mark.sandbox, pytest.mark.slow]
 _SLOTS = 64
+_LOCAL = json.dumps({"type": "local", "slots": _SLOTS})
 _PROCESSES_A_SLOT = 6
 """Bubblewrap, the slot's init, the shell and what it started."""
 
 
 async def _busy(driver: Program) -> None:
     """Return when every slot of the driver is busy."""
-    stdout = driver.process.stdout
-    assert stdout is not None
-    async with asyncio.timeout(120):
-        assert await stdout.readline() == b"busy\n"
+    await driver.says("busy")
     await eventually(
         lambda: len(driver.footprint.look()) >= _SLOTS * _PROCESSES_A_SLOT, "every slot is busy"
     )
@@ -30,7 +28,7 @@ async def _busy(driver: Program) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 async def test_no_process_outlives_a_driver_that_is_killed(number: signal.Signals):
-    async with program("-m", "tests.faults.busy_driver", str(_SLOTS)) as driver:
+    async with program("-m", "tests.faults.busy_driver", _LOCAL) as driver:
         await _busy(driver)
         driver.process.send_signal(number)
         assert await driver.ended() == -number
@@ -38,7 +36,7 @@ async def test_no_process_outlives_a_driver_that_is_killed(number: signal.Signal
 
 
 async def test_what_a_killed_driver_and_its_killed_host_leave_is_swept_by_the_next_start():
-    async with program("-m", "tests.faults.busy_driver", str(_SLOTS)) as driver:
+    async with program("-m", "tests.faults.busy_driver", _LOCAL) as driver:
         await _busy(driver)
         hosts = children(driver.process.pid)
         for host in hosts:

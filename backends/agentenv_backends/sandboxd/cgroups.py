@@ -33,6 +33,9 @@ class Limits:
 class Group:
     """One slot's group: a folder per hierarchy (version 1) or one folder (version 2)."""
 
+    is_shared = False
+    """Its memory is the slot's own."""
+
     def __init__(self, folders: Dict[str, str], *, version: int, memory_bytes: int) -> None:
         self._folders = folders
         self._version = version

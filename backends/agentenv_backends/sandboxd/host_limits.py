@@ -81,6 +81,7 @@ class MemoryWatch:
     def __init__(self, host: HostMemory, *, alone: bool) -> None:
         self._host = host
         self._alone = alone
+        self.is_shared = not alone
         self._oom_kills = host.count(b"oom_kill")
 
     def note_oom_kills(self) -> bool:

@@ -21,7 +21,7 @@ from .loop import IN, OUT, Loop
 from .reading import ReadingBudget
 from .settings import HostSettings
 from .slot_processes import kill_descendants
-from .slots import ENDING, STARTING, Slot, SlotBrokenError
+from .slots import ENDING, STARTING, Slot, SlotBrokenError, SlotHitError
 from .snapshots import Snapshots
 
 GREETING_S = 60.0
@@ -184,6 +184,9 @@ class Server:
         if slot is None or slot.state == ENDING:
             self._driver.fail(frame.channel, frame.request_id, "there is no such slot")
             return
+        if slot.was_hit():  # since its last answer, when what it left running may have been
+            self._end(slot, str(SlotHitError()))
+            return
         if not self._has_room_for(frame) or not slot.submit(frame):
             message = "too many requests wait for this slot"
             self._driver.reply(frame, failure="bad_request", message=message)
@@ -233,6 +236,9 @@ class Server:
                 answers = slot.receive()
             except SlotBrokenError as error:
                 self._end(slot, "it broke the protocol: %s" % error)
+                return
+            except SlotHitError as error:
+                self._end(slot, str(error))
                 return
             if answers is None:
                 self._end(slot, "its init is gone", hang_up=True)

@@ -26,6 +26,16 @@ class SlotBrokenError(Exception):
     """What a slot said is not what a slot says: it is ended."""
 
 
+class SlotHitError(Exception):
+    """The kernel killed for want of memory where several slots share it: what that did to this one cannot be told."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "memory that it shares with other slots ran out, and the kernel killed something: what is left of its work "
+            "cannot be judged"
+        )
+
+
 class HostWork:
     """What the host itself does with a slot, in its turn among the requests: nothing else reaches the slot then."""
 
@@ -85,6 +95,12 @@ class Slot:
         self.reason += OUT_OF_MEMORY if out_of_memory else _described(status)
         if errors:
             self.reason += ": " + errors
+
+    def was_hit(self) -> bool:
+        """Whether others' need of memory may have cost this slot a process since it was first used."""
+        memory = self.process.memory
+        shared = memory is not None and memory.is_shared
+        return shared and self.was_used and memory is not None and memory.note_oom_kills()
 
     def submit(self, frame: Union[frames.Frame, HostWork]) -> bool:
         """Take a request or the host's own work on; False when too many wait already. Flush the outbox afterwards."""
@@ -158,7 +174,8 @@ class Slot:
     def receive(self) -> Optional[List[bytes]]:
         """Answers that have arrived, ready for the driver; None when the slot's end is closed.
 
-        Raises `SlotBrokenError` for anything but the answer to the request that the slot has.
+        Raises `SlotBrokenError` for anything but the answer to the request that the slot has, `SlotHitError` where that
+        answer is worth nothing.
         """
         try:
             if self.state == STARTING:
@@ -188,6 +205,8 @@ class Slot:
             raise SlotBrokenError("an answer that nobody asked for")
         raw = frame.raw
         memory = self.process.memory
+        if self.was_hit():
+            raise SlotHitError
         if frame.flags:
             oom = frame.flags == frames.MAYBE_OOM and memory is not None and memory.note_oom_kills()
             raw = frames.with_flags(raw, frames.WAS_OOM if oom else 0)

@@ -1,0 +1,68 @@
+"""Ctrl-C at any moment of a run on Docker: it ends within seconds, nothing is left, and what was collected is kept.
+
+AGENTENV_INTERRUPTS says at how many moments it is tried.
+"""
+
+import asyncio
+import itertools
+import os
+import random
+import signal
+from pathlib import Path
+
+import pytest
+
+from agentenv.testing import running_engine
+from tests.docker_engine import DOCKER, needs_engine
+from tests.faults.containers import Engine, real_engine
+from tests.faults.ledger_runs import GROUP_SIZE, POLICY, LedgerRun, ledger_run
+from tests.faults.process_tree import Process, process_of
+
+pytestmark = [pytest.mark.docker, pytest.mark.slow, needs_engine]
+_MOMENTS = int(os.environ.get("AGENTENV_INTERRUPTS", "6"))
+_AT_ONCE = 2
+_BACKEND = DOCKER | {"slots": 4, "max_hosts": 3}
+_PHASES = ("importing", "starting containers", "collecting")
+_LONGEST_WAIT_S = 2.0
+_ENDS_WITHIN_S = 10
+"""What is promised."""
+
+
+async def _reach(phase: str, running: LedgerRun, driver: Process, docker: Engine) -> None:
+    if phase == "starting containers":
+        await docker.appeared(driver)
+    elif phase == "collecting":
+        await running.under_way(1)
+
+
+async def test_ctrl_c_at_random_moments_leaves_nothing(tmp_path: Path):
+    draw = random.Random(_MOMENTS)
+    lanes = asyncio.Semaphore(_AT_ONCE)
+
+    async def interrupt(number: int, phase: str, wait_s: float) -> None:
+        backend, moment = _BACKEND, f"{wait_s:.2f} s into {phase}"
+        async with lanes, ledger_run(tmp_path / str(number), policy.base_url, backend) as running:
+            driver = process_of(running.process.pid)
+            await _reach(phase, running, driver, docker)
+            await asyncio.sleep(wait_s)  # the moment is what is tried
+            running.footprint.look()
+            written = running.written()
+            running.process.send_signal(signal.SIGINT)
+            status = await running.ended(within_s=_ENDS_WITHIN_S)
+            assert status in (0, 1, 130, -signal.SIGINT), (moment, running.output)
+            assert not await docker.containers_of(driver), (moment, running.output)
+            await running.footprint.gone()
+            groups = running.groups()
+            assert len(groups) >= written, moment
+            assert all(len(group.group["scores"]) == GROUP_SIZE for group in groups)
+
+    async with (
+        real_engine() as docker,
+        running_engine(**POLICY) as policy,
+    ):
+        before = await docker.networks_and_volumes()
+        async with asyncio.TaskGroup() as group:
+            for number, phase in zip(range(_MOMENTS), itertools.cycle(_PHASES), strict=False):
+                wait_s = draw.uniform(0, _LONGEST_WAIT_S)
+                group.create_task(interrupt(number, phase, wait_s))
+        assert not await docker.networks_and_volumes() - before
