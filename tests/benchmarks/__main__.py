@@ -4,6 +4,8 @@
     --json FILE         the figures for other programs
     --quick             much less of everything: shows that it runs, measures nothing
 
+Sandboxes of other projects are measured beside ours where AGENTENV_BENCH_PEERS names a Python that has them (SWE-ReX).
+
 Figures of two runs are not to be compared, their ratios are. Nothing fails because of a figure; the exit status is 1
 when a section could not be measured.
 """
@@ -23,12 +25,19 @@ from rich.console import Console
 from tests.benchmarks import (
     machine,
     report,
+    section_containers,
+    section_docker,
     section_exec,
+    section_files,
     section_groups,
     section_memory,
     section_mix,
+    section_setup,
     section_slots,
     section_slow,
+    section_snapshots,
+    section_terminals,
+    section_warm,
 )
 from tests.benchmarks.figures import FULL, QUICK, Effort, Section
 
@@ -38,11 +47,18 @@ if TYPE_CHECKING:
 _WIDTH = 120
 SECTIONS: dict[str, Callable[[Effort], Awaitable[Section]]] = {
     "exec": section_exec.run,
+    "terminals": section_terminals.run,
     "slots": section_slots.run,
+    "warm": section_warm.run,
+    "setup": section_setup.run,
+    "snapshots": section_snapshots.run,
+    "files": section_files.run,
     "mix": section_mix.run,
     "slow": section_slow.run,
     "memory": section_memory.run,
     "groups": section_groups.run,
+    "docker": section_docker.run,
+    "containers": section_containers.run,
 }
 
 

@@ -56,7 +56,8 @@ class Effort:
     slow_call_s: int = 10
     parked_rollouts: int = 200
     sequence_tokens: int = 16_384
-    section_limit_s: float = 120.0
+    workspace_files: int = 2_000
+    section_limit_s: float = 180.0
 
 
 FULL = Effort()
@@ -68,6 +69,7 @@ QUICK = Effort(
     slow_call_s=1,
     parked_rollouts=20,
     sequence_tokens=1024,
+    workspace_files=200,
     section_limit_s=60.0,
 )
 """Shows in seconds that everything runs."""

@@ -24,14 +24,18 @@ async def drive(
     *,
     think_s: float = 0.0,
     timed: Callable[[object], bool] = lambda answer: True,
+    to_the_end: bool = False,
 ) -> Load:
     """Have each trajectory make one call after another, `think_s` apart, until the time is over.
 
-    Calls that end later are awaited and not counted. `timed` chooses, by a call's answer, whose latency counts.
+    Calls that end later are awaited and not counted. Where calls are so slow that this would leave out most of them,
+    `to_the_end` counts all, over the time until the last has ended. `timed` chooses, by a call's answer, whose latency
+    counts.
     """
     latencies: list[float] = []
     done = calls = 0
-    deadline = perf_counter() + seconds
+    began = perf_counter()
+    deadline = began + seconds
 
     async def trajectory(number: int) -> None:
         nonlocal calls, done
@@ -40,7 +44,7 @@ async def drive(
             answer = await call(number)
             ended = perf_counter()
             calls += 1
-            if ended <= deadline:
+            if to_the_end or ended <= deadline:
                 done += 1
                 if timed(answer):
                     latencies.append(ended - started)
@@ -50,7 +54,7 @@ async def drive(
     async with asyncio.TaskGroup() as group:
         for number in range(trajectories):
             group.create_task(trajectory(number))
-    return Load.of(done, latencies, seconds, calls)
+    return Load.of(done, latencies, perf_counter() - began if to_the_end else seconds, calls)
 
 
 async def in_turns(rounds: int, measurements: Mapping[str, Measurement]) -> dict[str, Load]:

@@ -1,4 +1,4 @@
-"""The local backend with a tool executor on it, as the sections use them."""
+"""A backend with a tool executor on it, as the sections use them."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from agentenv_tools import ToolCall, ToolExecutor, ToolExecutorConfig
 from agentenv_tools.toolsets import build_registry
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
     from agentenv_backends.base import Backend
+    from agentenv_backends.config import DockerConfig
     from agentenv_tools import ToolResult
 
 _OPEN_WITHIN_S = 90.0
 
 
 @dataclass(frozen=True, slots=True)
-class Local:
-    """An executor over bubblewrap slots on this machine."""
+class Sandboxes:
+    """An executor over the slots of a backend."""
 
     executor: ToolExecutor
     backend: Backend
@@ -44,17 +45,26 @@ class Local:
 
 
 @asynccontextmanager
-async def local(slots: int) -> AsyncIterator[Local]:
-    """Start the backend; everything is gone at the end."""
+async def local(slots: int, *, toolsets: Sequence[str] = ("default",)) -> AsyncIterator[Sandboxes]:
+    """Bubblewrap slots on this machine; everything is gone at the end."""
     config = LocalConfig(slots=slots, acquire_timeout_s=_OPEN_WITHIN_S)
+    async with running(config, toolsets=toolsets) as sandboxes:
+        yield sandboxes
+
+
+@asynccontextmanager
+async def running(
+    config: LocalConfig | DockerConfig, *, toolsets: Sequence[str] = ("default",)
+) -> AsyncIterator[Sandboxes]:
+    """Start a backend; everything is gone at the end."""
     backend = config.build()
     await backend.start()
     try:
         executor = ToolExecutor(
-            backend, build_registry(), ToolExecutorConfig(acquire_timeout_s=_OPEN_WITHIN_S)
+            backend, build_registry(toolsets), ToolExecutorConfig(acquire_timeout_s=_OPEN_WITHIN_S)
         )
         try:
-            yield Local(executor, backend)
+            yield Sandboxes(executor, backend)
         finally:
             await executor.close()
     finally:

@@ -32,6 +32,7 @@ class _ParkedPolicy:
     """Never answers: every rollout waits for its first reply."""
 
     returns_tokens = True
+    takes_images = False
 
     def __init__(self) -> None:
         self.waiting = 0

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,13 +15,33 @@ from agentenv_backends.testing import FakeProvider, Faults, fake_pool
 from tests.benchmarks.__main__ import SECTIONS, main
 from tests.benchmarks.figures import Goal, Load, percentile
 from tests.benchmarks.load import drive
+from tests.benchmarks.peers import PEERS, PeerUnavailableError, swe_rex
 from tests.benchmarks.serial_batches import SerialBatches
+from tests.docker_engine import IMAGE, needs_engine
+
+IN_CONTAINERS = ("containers", "docker")
 
 
 @pytest.mark.sandbox
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SECTIONS)
+@pytest.mark.parametrize("name", sorted(SECTIONS.keys() - set(IN_CONTAINERS)))
 def test_each_section_gives_figures(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    check_that_it_gives_figures(name, tmp_path, capsys)
+
+
+@pytest.mark.docker
+@pytest.mark.slow
+@needs_engine
+@pytest.mark.parametrize("name", IN_CONTAINERS)
+def test_each_section_about_containers_gives_figures(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    check_that_it_gives_figures(name, tmp_path, capsys)
+
+
+def check_that_it_gives_figures(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "figures.json"
     assert main(["--quick", "--only", name, "--json", str(path)]) == 0
     (section,) = json.loads(path.read_text())["sections"]
@@ -58,6 +79,20 @@ async def test_calls_that_end_too_late_count_for_the_cost_and_not_for_the_rate()
     load = await drive(lambda number: asyncio.sleep(0.001 if number else 0.3), 2, 0.1)
     assert load.calls >= 2
     assert load.rate * 0.1 <= load.calls - 1 + 1e-9
+
+
+async def test_calls_counted_to_the_end_are_all_counted():
+    load = await drive(lambda number: asyncio.sleep(0.2), 3, 0.1, to_the_end=True)
+    assert load.calls == 3
+    assert load.rate <= 3 / 0.2
+
+
+@pytest.mark.parametrize("python", ["", "/no/such/python", sys.executable])
+async def test_a_peer_that_is_not_installed_says_so(python: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(PEERS, python)
+    with pytest.raises(PeerUnavailableError, match=f"{PEERS}|not installed"):
+        async with swe_rex(IMAGE, 1):
+            raise AssertionError("it is installed here")
 
 
 async def test_serial_batches_answer_each_call_with_its_own_result():

@@ -186,7 +186,8 @@ def test_a_cast_of_ten_megabytes_is_shown_as_far_as_its_first(tmp_path):
     assert (tmp_path / path).stat().st_size > 10_000_000
     (shown,) = Replays(tmp_path).of([path])
     assert (shown["session"], shown["path"]) == ("shell-1", path)
-    assert shown["notes"] == ["Only the first 1,000,000 bytes of the file are shown."]
+    cut = "Only the first 1,000,000 bytes of the file are shown."
+    assert shown["notes"][-1] == cut  # a slow machine also says that it took too long
     assert 0 < len(shown["frames"]) <= replay.MAX_FRAMES
 
 

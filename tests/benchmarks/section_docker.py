@@ -1,0 +1,129 @@
+"""A fresh shell in containers: slots that live, beside `docker exec` and the sandboxes of others."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from agentenv_backends.config import DockerConfig
+from tests.benchmarks.docker_exec import exec_container
+from tests.benchmarks.figures import Effort, Goal, Row, Section
+from tests.benchmarks.load import drive, in_turns
+from tests.benchmarks.local import running
+from tests.benchmarks.peers import PeerUnavailableError, swe_rex
+from tests.docker_engine import DOCKER, IMAGE, why_no_engine
+
+if TYPE_CHECKING:
+    from tests.benchmarks.docker_exec import ExecContainer
+    from tests.benchmarks.figures import Load
+    from tests.benchmarks.load import Call, Measurement
+    from tests.benchmarks.peers import SweRex
+
+_MOST = 64
+_SPREAD_OVER = 8
+_TIMES_EXEC = 50.0
+_PEERS_FROM = 8
+_PEER_CONTAINERS = 8
+_EXECS_PER_S = 16
+"""A slow engine's: long enough is measured for each trajectory to have its turn."""
+_OURS, _SPREAD = "executor, slots of one container", f"executor, slots of {_SPREAD_OVER} containers"
+_EXEC, _EXEC_CLI = "docker exec, engine's interface", "docker exec, command line"
+_REX, _REX_SESSION = "SWE-ReX, execute", "SWE-ReX, session"
+_INSPECT = Row(
+    "inspect_ai's Docker sandbox",
+    {},
+    "not measured: each of its commands is a `docker compose exec`, which does no less than `docker exec` by the "
+    "command line",
+)
+
+
+async def run(effort: Effort) -> Section:
+    """`bash -c true` at rising numbers of trajectories. Calls per second count all calls, to the end of the last."""
+    title = "Fresh-shell calls in containers: `bash -c true`"
+    if reason := await asyncio.to_thread(why_no_engine):
+        return Section("docker", title, (Row(_OURS, {}, f"not measured: {reason}"),))
+    counts = [count for count in effort.trajectories if count <= _MOST]
+    rows: list[Row] = []
+    goals: list[Goal] = []
+    async with AsyncExitStack() as stack:
+        rivals = _Rivals(await stack.enter_async_context(exec_container(IMAGE)))
+        try:
+            containers = min(_PEER_CONTAINERS, max(counts))
+            rivals.peer = await stack.enter_async_context(swe_rex(IMAGE, containers))
+            note = f"{rivals.peer.version}, over {containers} containers"
+        except PeerUnavailableError as error:
+            note = str(error)
+        rows.append(Row(_REX, {}, note))
+        for count in counts:
+            loads = await _at(count, effort, rivals)
+            rows += _rows(count, loads)
+            goals += _goals(count, loads)
+    return Section("docker", title, (*rows, _INSPECT), tuple(goals))
+
+
+class _Rivals:
+    """What is measured beside our own slots."""
+
+    def __init__(self, container: ExecContainer) -> None:
+        self.peer: SweRex | None = None
+        self._container = container
+
+    def at(self, count: int, seconds: float) -> dict[str, Measurement]:
+        """By name."""
+        exec_s = max(seconds, count / _EXECS_PER_S)
+        found: dict[str, Measurement] = {
+            _EXEC: lambda: _drive(self._container.by_interface, count, exec_s)
+        }
+        if count == _MOST:
+            found[_EXEC_CLI] = lambda: _drive(self._container.by_command_line, count, exec_s)
+        if self.peer is not None:
+            found[_REX] = partial(self.peer.measure, "execute", count, seconds)
+            if count == _PEERS_FROM:
+                found[_REX_SESSION] = partial(self.peer.measure, "session", count, seconds)
+        return found
+
+
+async def _at(count: int, effort: Effort, rivals: _Rivals) -> dict[str, Load]:
+    async with AsyncExitStack() as stack:
+        measurements: dict[str, Measurement] = {}
+        for name, containers in ((_OURS, 1), (_SPREAD, _SPREAD_OVER)):
+            if containers > 1 and count != _MOST:
+                continue
+            sizes = {"slots": count // containers, "max_hosts": containers}
+            config = DockerConfig.model_validate(DOCKER | sizes)
+            slots = await stack.enter_async_context(running(config))
+            await slots.warm_up(count)
+            shell = partial(slots.shell, command="true")
+            measurements[name] = partial(_drive, shell, count, effort.seconds)
+        measurements |= rivals.at(count, effort.seconds)
+        return await in_turns(min(2 if count == _MOST else 3, effort.rounds), measurements)
+
+
+async def _drive(call: Call, count: int, seconds: float) -> Load:
+    return await drive(call, count, seconds, to_the_end=True)
+
+
+def _rows(count: int, loads: dict[str, Load]) -> list[Row]:
+    # The processor time that can be seen from here is the driver's alone, and says little beside the containers'.
+    return [
+        Row(
+            f"{count}: {name}",
+            {**replace(load, cpu_s=0.0).figures(), "of docker exec": load.rate / loads[_EXEC].rate},
+        )
+        for name, load in loads.items()
+    ]
+
+
+def _goals(count: int, loads: dict[str, Load]) -> list[Goal]:
+    ours = loads[_OURS].rate
+    goals = []
+    if count == _MOST:
+        times = ours / loads[_EXEC].rate
+        goals.append(Goal(f"times docker exec at {count}", times, _TIMES_EXEC, at_least=True))
+    if count >= _PEERS_FROM and _REX in loads:
+        times = ours / loads[_REX].rate
+        goals.append(Goal(f"times SWE-ReX's execute at {count}", times, 1.0, at_least=True))
+    return goals
