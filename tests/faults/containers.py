@@ -77,7 +77,19 @@ class Engine:
     async def pause(self, names: Iterable[str]) -> None:
         """`docker pause`: nothing in them runs any more, not even what would end them."""
         for name in names:
-            await self._does(self._docker.containers.container(name).pause())
+            await self._pause(name)
+
+    async def _pause(self, name: str) -> None:
+        """Again where the engine could not: it may fail to freeze what starts processes all the while."""
+        for attempt in range(50):
+            try:
+                await self._does(self._docker.containers.container(name).pause())
+            except aiodocker.DockerError as error:
+                if attempt == 49 or "unable to freeze" not in str(error):
+                    raise
+                await asyncio.sleep(0.1)
+            else:
+                return
 
     async def appeared(self, driver: Process, *, within_s: float = 60.0) -> None:
         """Return when this process has made a container."""
