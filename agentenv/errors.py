@@ -5,10 +5,13 @@ AgentEnvError
 ├── NotStartedError             the environment was used before `setup`                      (RuntimeError)
 ├── PolicyError                 the inference engine failed: infrastructure, retried
 │   ├── PolicyTimeoutError      no answer within the deadline                                (TimeoutError)
+│   │   └── PausedTooLongError  nobody ended a pause (`agentenv.control`)
 │   ├── PolicyRequestError      the engine refused the request; a retry would not help
 │   └── TokensUnavailableError  the engine returns no token ids or log-probs: refused for training
 ├── ContextLengthError          the prompt does not fit the context: a budget, not a failure
 ├── VerifierError               scoring raised, hung, or gave no finite number
+├── SinkError                   a group cannot be given to a trainer that would train on it wrongly
+├── GroupFilterError            a custom group filter raised or gave no answer (`agentenv.control`)
 └── RunDirectoryError           the run directory cannot be used (locked, full, unreadable)  (OSError)
 """
 
@@ -51,3 +54,7 @@ class VerifierError(AgentEnvError):
 
 class RunDirectoryError(AgentEnvError, OSError):
     """The run directory cannot be used."""
+
+
+class SinkError(AgentEnvError):
+    """A group cannot be given to a trainer without being trained on wrongly, or there is none to give."""
