@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 from agentenv.errors import ConfigError, NotStartedError, SinkError  # noqa: E402
 from agentenv.sinks import trl  # noqa: E402
 from agentenv.sinks.trl import TrainerPolicy, TrlRollouts  # noqa: E402
-from tests.agentenv.fake_env import EchoEnv, make_env  # noqa: E402
+from tests.agentenv.fake_env import TOKENIZER, EchoEnv, make_env  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -70,6 +70,15 @@ def test_every_prompt_gets_a_row_of_its_own_group_in_whatever_order(rollouts: Tr
         rollouts.reward(prompts=asked, agentenv_reward=rows["agentenv_reward"])
         == rows["agentenv_reward"]
     )
+
+
+def test_each_reward_stands_at_its_own_completion(rollouts: TrlRollouts):
+    asked = [prompt for prompt in prompts(rollouts, 8) for _ in range(2)]
+    rows = rollouts(asked, trainer())
+    answers = [TOKENIZER.decode(ids) for ids in rows["completion_ids"]]
+    solved = [float(answer.endswith("right<|im_end|>")) for answer in answers]
+    assert rows["agentenv_reward"] == solved
+    assert set(solved) == {0.0, 1.0}
 
 
 def test_prompts_are_one_line_per_item_and_unlike_each_other(rollouts: TrlRollouts):
