@@ -150,6 +150,11 @@ class Collector:
         """Items that wait to be tried again."""
         return len(self._state.backlog)
 
+    @property
+    def untaken(self) -> int:
+        """Finished groups that nobody has taken yet."""
+        return len(self._state.ready)
+
     # ------------------------------------------------------------------------------------------ stream
 
     async def __aenter__(self) -> Self:

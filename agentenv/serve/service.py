@@ -266,9 +266,6 @@ class _Serving:
         self._in_hand = 1
         self._apply()
         self._reports.measured.group_collected(collected.group)
-        if collected.record is not None:
-            casts = group_casts(collected.index, collected.context.members)
-            await self._directory.append(collected.record, casts)
         try:
             await self._outbox.put(
                 {
@@ -281,6 +278,9 @@ class _Serving:
             self._drop(f"no trainer could read it: {error}")
             self._progress.group_failed(f"no trainer could read it: {error}", dropped=True)
         else:
+            if collected.record is not None:
+                casts = group_casts(collected.index, collected.context.members)
+                await self._directory.append(collected.record, casts)
             self._progress.group_done(collected.group["scores"])
         self._in_hand = 0
         self._apply()
@@ -367,15 +367,15 @@ class _Serving:
             self.env.runtime.gate.resume()
             collector.resume()
 
-    def _supply(self) -> Supply:
-        """What stands between the policy and the trainer."""
+    def _supply(self, *, finished_here: int = 0) -> Supply:
+        """What stands between the policy and the trainer, as the server counts it, and `finished_here`."""
         assert self._collector is not None, "collecting"
         assert self._status is not None, "collecting"
         size = self.env.config.group_size
         return Supply(
             step=self._status.current_step,
             batch_size=self._session.info.batch_size,
-            waiting=(self._status.queue_size + self._unseen) * size,
+            waiting=(self._status.queue_size + finished_here) * size,
             running=len(self._collector.under_way) * size,
         )
 
@@ -385,7 +385,8 @@ class _Serving:
             return True
         versions = [group.policy_version for group in self._collector.under_way]
         oldest = min((version for version in versions if version is not None), default=None)
-        return limit.admits(self._supply(), oldest, self.env.config.group_size)
+        supply = self._supply(finished_here=self._unseen + self._collector.untaken)
+        return limit.admits(supply, oldest, self.env.config.group_size)
 
     def _withdraw_stale(self, collector: Collector) -> None:
         limit = self.env.config.staleness

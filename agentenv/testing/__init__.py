@@ -1,9 +1,9 @@
 """Fakes that speak the real protocols, for the tests of this project and of environments built on
 it.
 
-`FakePolicy` is a policy in memory, `FakeLink` a trajectory server in memory. `FakeEngine` is an inference engine: an ASGI application that
-answers as vLLM, SGLang and OpenAI-compatible servers do, with scripted replies, latency and faults;
-`running_engine` serves it on a loopback port. Each name is imported when it is first used.
+`FakePolicy` is a policy in memory, `FakeLink` a trajectory server in memory. `FakeEngine` is an inference engine: an
+ASGI application that answers as vLLM, SGLang and OpenAI-compatible servers do, with scripted replies, latency and
+faults; `running_engine` serves it on a loopback port. Each name is imported when it is first used.
 """
 
 from __future__ import annotations

