@@ -141,6 +141,7 @@ class _Serving:
         self._status: EnvStatus | None = None
         self._heard = asyncio.Event()
         self._session.on_look = self._look
+        self._session.on_rejoin = self._fit
         self._sent = self._sent_at_look = self._sent_in_status = self._in_hand = 0
         self._started_before = 0
         self._dropped: Counter[str] = Counter()
@@ -194,8 +195,8 @@ class _Serving:
                 f"env.group_size={config.group_size} is over the trainer's batch_size={info.batch_size}: no group "
                 f"would fit a batch"
             )
-        if config.total_steps < 0:
-            self._total_steps = self._session.joined.num_steps
+        chosen = config.total_steps
+        self._total_steps = chosen if chosen >= 0 else self._session.joined.num_steps
         if self._total_steps < 0:
             raise ConfigError(
                 "env.total_steps=-1 leaves the number of steps to the trainer, which registered none; set it"
@@ -222,6 +223,7 @@ class _Serving:
                         await self._keep(collected)
             finally:
                 self._progress.ended(loop_lag_p99_s=lag.p99_s)
+        logger.info("collection has ended at step %d of %d", self._step, self._total_steps)
         await self._wind_up()
 
     async def _wind_up(self) -> None:
@@ -251,13 +253,16 @@ class _Serving:
         rules: list[GroupFilter] = [_RightSize(config.group_size)]
         if config.ensure_scores_are_not_same:
             rules.append(equal_scores)
-        rules.append(TooLong(self._session.info.max_token_len))
+        rules.append(self._too_long)
         rules += [load_filter(path) for path in config.group_filters]
         filters = GroupFilters(rules)
         collector = Collector(self.env, settings, progress=self._progress, filters=filters)
         collector.on_attempt = self._reports.measured.group_ended
         collector.admits = self._admits
         return collector
+
+    def _too_long(self, group: ScoredDataGroup, /) -> str | None:
+        return TooLong(self._session.info.max_token_len)(group)  # a later trainer's may differ
 
     # ------------------------------------------------------------------------------------------ groups
 
@@ -353,7 +358,6 @@ class _Serving:
         self.env.runtime.weigh(status.env_weight)
         self._pause_or_resume(collector, paused=status.paused)
         if self._limit.is_finished(_queue(status), self._total_steps):
-            logger.info("the trainer has enough groups for its %d steps", self._total_steps)
             collector.stop()
         most = self._evaluations.workers(self.env.workers)
         collector.limit = self._limit.groups(_queue(status, self._unseen), most)
