@@ -123,8 +123,8 @@ class AgentEnvConfig(BaseEnvConfig):
     """Members started beyond `group_size`, so that one slow or lost rollout does not hold a group up, and which are
     kept."""
     pause_timeout_s: float = Field(default=1800.0, gt=0)
-    """How long rollouts wait in one pause of the policy before they give up and are retried. No rollout's deadline
-    runs meanwhile."""
+    """How long rollouts wait in one pause of the policy before they give up and are retried. No deadline of a turn, a
+    rollout or a group runs meanwhile."""
     share_workspace_setup: bool = False
     """Run `setup_trajectory_workspace` once for a group and start each member from a copy of the workspace it left.
     Needs a backend that takes snapshots. What a set-up may then do is told there."""
