@@ -305,7 +305,7 @@ class TrajectoryServer:
             response = await self._send_batch(request, batch)
             whole = True
         finally:
-            await asyncio.shield(self.service.delivered(batch, whole=whole))
+            self.service.delivered(batch, whole=whole)
         return response
 
     async def _send_batch(self, request: web.Request, batch: Batch) -> web.StreamResponse:
