@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
-REGISTRATION = {
+REGISTRATION: dict[str, Any] = {
     "wandb_group": "group",
     "wandb_project": "project",
     "batch_size": 4,
