@@ -60,6 +60,8 @@ DEFAULT_PORT = 8000
 SERVER_NAME = "agentenv"
 RETRY_AFTER_S = 5
 """What a sender is told when the queue is full."""
+_SHUTDOWN_S = 1.0
+"""How long aiohttp waits for connections, once no call is under way any more."""
 _OPEN_PATHS = frozenset({"/health"})
 _JSON = "application/json"
 _MAX_CONSUMER_CHARS = 128
@@ -305,7 +307,7 @@ class TrajectoryServer:
             response = await self._send_batch(request, batch)
             whole = True
         finally:
-            await asyncio.shield(self.service.delivered(batch, whole=whole))
+            self.service.delivered(batch, whole=whole)
         return response
 
     async def _send_batch(self, request: web.Request, batch: Batch) -> web.StreamResponse:
@@ -381,11 +383,11 @@ async def serving_api(server: TrajectoryServer) -> AsyncIterator[str]:
         raise
     # Bodies arrive packed: unpacking happens in threads, and is bounded.
     runner = web.AppRunner(
-        server.application(), access_log=None, auto_decompress=False, handle_signals=False
+        server.application(), access_log=None, auto_decompress=False, shutdown_timeout=_SHUTDOWN_S
     )
     try:
         await runner.setup()
-        await web.SockSite(runner, listener, shutdown_timeout=1.0).start()
+        await web.SockSite(runner, listener).start()
         yield url_of(listener)
     finally:
         await finish(_stop_in_order(server, runner))
