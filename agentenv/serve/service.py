@@ -33,6 +33,7 @@ from agentenv.serve.outbox import Outbox
 from agentenv.serve.reports import Reports
 from agentenv.serve.session import TrainerSession
 from agentenv.serve.spool import Spool
+from agentenv.serve.wandb_metrics import require_wandb
 from agentenv.stopping import StopRequests, side_by_side
 
 if TYPE_CHECKING:
@@ -77,6 +78,8 @@ async def serve(
     Raises what `setup` and `get_next_item` raise, `RunDirectoryError`, `ConfigError` where trainer and environment do
     not fit, and what the server refuses at the start.
     """
+    if env.config.use_wandb:
+        require_wandb()
     memory = await Memory.open(directory.path, env)
     spool = await Spool.open(directory.path / SPOOL_FOLDER, max_bytes=env.config.spool_max_mb * _MB)
     serving = _Serving(env, link, directory, progress or QuietProgress(), memory, spool, poll_s)

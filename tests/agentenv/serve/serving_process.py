@@ -28,10 +28,10 @@ async def main(url: str, run_dir: str) -> None:
     env = make_env(
         lambda request: "right",
         env_cls=DrawingEnv,
-        latency_s=0.01,
+        latency_s=0.1,
         total_steps=-1,
         max_num_workers=4,
-        max_batches_offpolicy=12,
+        max_batches_offpolicy=40,
         data_path_to_save_groups=run_dir,
     )
     directory = await RunDirectory.open(Path(run_dir), extend=True)

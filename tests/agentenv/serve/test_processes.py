@@ -1,6 +1,7 @@
 """Real processes: the trajectory server, the environment and a trainer, with the first two killed on the way."""
 
 import asyncio
+import json
 import os
 import signal
 import socket
@@ -106,6 +107,30 @@ def written(run: Path) -> list[Scores]:
     if not (run / GROUPS_FILE).exists():
         return []
     return [tuple(group.group["scores"]) for group in read_groups(run)]
+
+
+async def test_the_command_line_feeds_a_trainer_and_leaves_what_it_did(tmp_path: Path):
+    port, run = free_port(), tmp_path / "run"
+    url = f"http://127.0.0.1:{port}"
+    (tmp_path / "serve.yaml").write_text(
+        f"environment: tests.agentenv.cli.cli_env:CliEnv\n"
+        f"env: {{total_steps: 6, rollout_server_url: '{url}', group_size: 2,"
+        f" ensure_scores_are_not_same: false}}\n"
+    )
+    arguments = ("agentenv", "serve", str(tmp_path / "serve.yaml"), "--run-dir", str(run))
+    async with (
+        training(url, tmp_path / "trainer") as trainer,
+        process("agentenv", "api", "--port", str(port), "--data", str(tmp_path / "db")),
+        process(*arguments) as env,
+    ):
+        assert await asyncio.wait_for(env.wait(), 60) == 0
+        assert len(trainer.taken) >= 6
+    summary = json.loads((run / "summary.json").read_bytes())
+    assert summary["serve"]["groups_sent"] == summary["groups"]["written"] >= 6
+    assert summary["serve"]["step"] >= 6
+    assert (run / "config.yaml").exists()
+    assert (run / "metrics.jsonl").exists()
+    assert not list(read_groups(run))
 
 
 async def test_kills_of_server_and_environment_lose_no_group_and_send_none_twice(tmp_path: Path):

@@ -368,6 +368,30 @@ async def test_a_restart_goes_on_where_the_checkpoint_says(tmp_path: Path):
     assert json.loads((folder / "step-2.json").read_bytes())["next_item"] == kept
 
 
+async def test_the_curriculum_remembers_over_a_restart_and_the_environment_sees_none_of_it(
+    tmp_path: Path,
+):
+    curriculum = {"type": "by_success", "lookahead": 2, "key": f"{__name__}:only_key"}
+    link = FakeLink(batch_size=4, checkpoint_interval=1)
+    async with serving(mixed(curriculum=curriculum), link, tmp_path):
+        await fill(link)
+        file = tmp_path / "env_checkpoints/echo_0/step-1.json"
+        await until(file.exists)
+    kept = json.loads(file.read_bytes())
+    assert list(kept) == ["agentenv"]
+    (key, _, trajectories) = kept["agentenv"]["curriculum"]["counts"][0]
+    assert (key, trajectories > 0) == ("the only one", True)
+    again = mixed(curriculum=curriculum)
+    before = len(link.groups)
+    async with serving(again, link, tmp_path):
+        await until(lambda: len(link.groups) > before or link.train())
+    assert not hasattr(again, "agentenv")
+
+
+def only_key(item: Item) -> str:
+    return "the only one"
+
+
 async def test_metrics_bear_the_documented_names(tmp_path: Path):
     class Logging(MixedEnv):
         async def wandb_log(self, wandb_metrics: dict[str, Any] | None = None) -> None:
