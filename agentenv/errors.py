@@ -10,9 +10,16 @@ AgentEnvError
 │   └── TokensUnavailableError  the engine returns no token ids or log-probs: refused for training
 ├── ContextLengthError          the prompt does not fit the context: a budget, not a failure
 ├── VerifierError               scoring raised, hung, or gave no finite number
+├── NothingCollectedError       so many groups failed in a row that going on is pointless
 ├── SinkError                   a group cannot be given to a trainer that would train on it wrongly
 ├── GroupFilterError            a custom group filter raised or gave no answer (`agentenv.control`)
-└── RunDirectoryError           the run directory cannot be used (locked, full, unreadable)  (OSError)
+├── RunDirectoryError           the run directory cannot be used (locked, full, unreadable)  (OSError)
+├── CheckpointError             an environment's state cannot be kept or read (`agentenv.serve`)
+├── TrajectoryStoreError        the trajectory server's database cannot be read or written
+└── ApiError                    a call of a trajectory server failed
+    ├── ApiUnreachableError     no answer, or one that says to come again later               (ConnectionError)
+    └── ApiRefusedError         refused for a reason that stays: do not send it again
+        └── UnknownEnvError     the server does not know the environment: register again
 """
 
 
@@ -54,6 +61,37 @@ class VerifierError(AgentEnvError):
 
 class RunDirectoryError(AgentEnvError, OSError):
     """The run directory cannot be used."""
+
+
+class TrajectoryStoreError(AgentEnvError):
+    """The trajectory server's database cannot be read or written. Nothing was acknowledged."""
+
+
+class ApiError(AgentEnvError):
+    """A call of a trajectory server failed."""
+
+
+class ApiUnreachableError(ApiError, ConnectionError):
+    """The trajectory server gave no answer, or one that says to come again later. Sending again is safe."""
+
+    def __init__(self, message: str, retry_after_s: float | None = None, status: int = 0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+        """What the server asked for."""
+        self.status = status
+        """Of HTTP; 0 without an answer."""
+
+
+class ApiRefusedError(ApiError):
+    """The trajectory server refused a call, and would refuse it again."""
+
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class UnknownEnvError(ApiRefusedError):
+    """The trajectory server does not know the environment: it has to register again."""
 
 
 class SinkError(AgentEnvError):

@@ -30,6 +30,7 @@ from agentenv.cli.services import (
     run_tool_server,
 )
 from agentenv.cli.settings import Settings, resolve, setting_trees
+from agentenv.cli.trajectory_server import add_api_parser, run_api
 from agentenv.errors import AgentEnvError, ConfigError
 from agentenv.naming import nearest
 from agentenv.run.panels import printable
@@ -44,8 +45,12 @@ if TYPE_CHECKING:
 _RUNS = {
     "process": "collect scored groups into a run directory",
     "evaluate": "run the environment's own evaluation and print its metrics",
-    "serve": "not available yet: feed a trainer through a trajectory server",
+    "serve": "feed a trainer with scored groups through its trajectory server",
     "executor": "serve the tools and sandboxes to agents in other processes",
+}
+_RUN_DIR_HELP = {
+    "process": "where to write (default: a new one below runs/)",
+    "serve": "what must outlive this process; name the same one again to go on (default: a new one below runs/)",
 }
 
 
@@ -97,6 +102,8 @@ def _dispatch(
         return run_doctor(console)
     if options.command == "cleanup":
         return run_cleanup(options, console)
+    if options.command == "api":
+        return run_api(options, console)
     if options.command == "tool-server":
         return run_tool_server(options, console)
     return commands.run_report(Path(options.run_dir), console)
@@ -111,10 +118,6 @@ def _run_environment(
     file = load_config_file(Path(options.config)) if options.config else None
     if options.help:
         return _help(options, env_class, file, console)
-    if options.command == "serve":
-        raise AgentEnvError(
-            "serve does not exist yet: nothing was started. `process` collects the same groups into a run directory"
-        )
     env_class = env_class or _environment_for(options.command, file)
     _check_same(env_class, file)
     settings = _settings(env_class, file, flags)
@@ -124,9 +127,11 @@ def _run_environment(
         return commands.run_evaluate(env_class, settings, console)
     chosen = commands.ProcessOptions(
         run_dir=Path(options.run_dir) if options.run_dir else None,
-        report=not options.no_report,
+        report=options.command == "process" and not options.no_report,
         plain=options.plain,
     )
+    if options.command == "serve":
+        return commands.run_serve(env_class, settings, chosen, console)
     return commands.run_process(env_class, settings, chosen, console)
 
 
@@ -240,6 +245,7 @@ def _agentenv_parser() -> argparse.ArgumentParser:
         "doctor", help="try which protections of sandboxes are in force on this machine"
     )
     add_tool_server_parser(chosen)
+    add_api_parser(chosen)
     report = chosen.add_parser("report", help="write the report.html of a run directory again")
     report.add_argument("run_dir", metavar="RUN_DIR")
     for other in (doctor, report, add_cleanup_parser(chosen)):
@@ -275,14 +281,13 @@ def _run_parser(chosen: Any, name: str, text: str) -> argparse.ArgumentParser:
     _verbose(parser)
     if name == "executor":
         add_executor_options(parser)
-    if name == "process":
-        parser.add_argument(
-            "--run-dir", metavar="DIR", help="where to write (default: a new one below runs/)"
-        )
-        parser.add_argument("--no-report", action="store_true", help="write no report.html")
+    if name in ("process", "serve"):
+        parser.add_argument("--run-dir", metavar="DIR", help=_RUN_DIR_HELP[name])
         parser.add_argument(
             "--plain", action="store_true", help="progress as lines, also on a terminal"
         )
+    if name == "process":
+        parser.add_argument("--no-report", action="store_true", help="write no report.html")
     return parser
 
 
