@@ -29,14 +29,17 @@ if TYPE_CHECKING:
     from agentenv.run.directory import RunDirectory
     from agentenv.run.progress import Progress
     from agentenv.run.record import GroupRecord
+    from agentenv.runtime import EnvRuntime
     from agentenv.types import Item, ScoredDataGroup
 
 logger = logging.getLogger(__name__)
 
 ITEM_ATTEMPTS = 3
 """Times an item is tried as a group before it is dropped."""
-STOP_GRACE_S = 5.0
-"""After the first Ctrl-C, how long groups under way may go on."""
+STOP_GRACE_S = 3.0
+"""After the first Ctrl-C, how long groups under way may go on. A run promises to end within ten seconds: the rest is
+for giving back slots (`runtime.RELEASE_PATIENCE_S`) and for ending hosts, also those that do not answer.
+"""
 
 
 class NothingCollectedError(AgentEnvError):
@@ -94,6 +97,7 @@ class _Collection:
 
     def request_stop(self) -> None:
         """First call: finish what runs, if anything does yet. Second call: end it now."""
+        self._progress.interrupted()
         (self._abort if self._stop.is_set() or not self._set_up else self._stop).set()
 
     async def run(self) -> None:
@@ -122,7 +126,7 @@ class _Collection:
             try:
                 await self._dispatch(running)
             finally:
-                await finish(_cancel_all(running))
+                await finish(_cancel_all(running, self.env.runtime))
                 self._progress.ended(loop_lag_p99_s=lag.p99_s)
 
     async def _dispatch(self, running: set[asyncio.Task[None]]) -> None:
@@ -280,11 +284,8 @@ async def _settled(task: asyncio.Future[Any]) -> None:
     await asyncio.wait({task})
 
 
-async def _cancel_all(tasks: set[asyncio.Task[None]]) -> None:
-    for task in tasks:
-        task.cancel()
-    if tasks:
-        await asyncio.wait(tasks)
+async def _cancel_all(tasks: set[asyncio.Task[None]], runtime: EnvRuntime) -> None:
+    await runtime.cancel(tasks)
     for task in tasks:
         if not task.cancelled() and task.exception():
             logger.warning("a group failed while it was being ended: %s", task.exception())

@@ -20,7 +20,7 @@ from agentenv_backends.errors import CapabilityError
 from agentenv_tools import ToolExecutor, ToolExecutorConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Sequence
 
     from agentenv.config import AgentEnvConfig
     from agentenv.policy.base import PolicyClient
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from agentenv_tools.registry import ToolRegistry
 
 logger = logging.getLogger(__name__)
+
+RELEASE_PATIENCE_S = 1.0
+"""How long work that is cancelled may take to give its slots back before the hosts are ended under it."""
 
 
 class EnvRuntime:
@@ -108,6 +111,21 @@ class EnvRuntime:
         if self._stopping is None:
             self._stopping = asyncio.ensure_future(self._stop())
         await asyncio.shield(self._stopping)
+
+    async def cancel(self, tasks: Collection[asyncio.Task[Any]]) -> None:
+        """Cancel work that uses this runtime, and return when it has ended.
+
+        Whoever is cancelled waits until its slot is reset. Where that takes long, because hosts do not answer, the
+        sandboxes are ended under it: only for work after which nothing else is to come.
+        """
+        for task in tasks:
+            task.cancel()
+        if not tasks:
+            return
+        _, unfinished = await asyncio.wait(tasks, timeout=RELEASE_PATIENCE_S)
+        if unfinished:
+            await self.backend.stop()
+            await asyncio.wait(unfinished)
 
     async def _stop(self) -> None:
         executor, self._executor = self._executor, None

@@ -57,6 +57,10 @@ class Progress(Protocol):
         """A rollout ended, in whatever way, retried ones included."""
         ...
 
+    def interrupted(self) -> None:
+        """The run was asked to stop before it was done."""
+        ...
+
     def ended(self, *, loop_lag_p99_s: float) -> None:
         """No more groups will come."""
         ...
@@ -89,6 +93,10 @@ class QuietProgress:
     def rollout_ended(self, record: RolloutRecord) -> None:
         """A rollout ended."""
         self.counters.rollout_ended(record)
+
+    def interrupted(self) -> None:
+        """The run was asked to stop."""
+        self.counters.interrupted = True
 
     def ended(self, *, loop_lag_p99_s: float) -> None:
         """No more groups will come."""

@@ -30,6 +30,9 @@ _log = logging.getLogger(__name__)
 CALL_S = 30.0
 """Deadline of a call that has none of its own; the engine answers most within milliseconds."""
 REMOVAL_S = 6.0
+_LOOK_S = 0.25
+_STANDSTILL_S = 1.5
+"""An engine that does not even say its version for so long stands still: nothing is to be waited for."""
 _ENDING_S = 3.0
 """How long to wait for the engine's word on why a container ended."""
 _CLOSE_S = 2.0
@@ -168,8 +171,32 @@ class Engine:
                 return None
             raise
 
-    async def remove(self, name: str, timeout_s: float = REMOVAL_S) -> None:
-        """Kill a container and remove it with its volumes; return when it is gone. None at all is no error."""
+    async def remove(
+        self, name: str, timeout_s: float = REMOVAL_S, *, after: asyncio.Future[None] | None = None
+    ) -> None:
+        """Kill a container and remove it with its volumes; return when it is gone. None at all is no error.
+
+        `after` is a call that may yet make it; it is waited for, and never cancelled here. An engine that stands still
+        is given up within two seconds, whatever `timeout_s`.
+        """
+        removing = asyncio.ensure_future(self._remove_after(name, timeout_s, after))
+        try:
+            while not (await asyncio.wait({removing}, timeout=_LOOK_S))[0]:
+                await self._call(
+                    f"answer while container {name} was to be removed",
+                    self._docker.version(),
+                    _STANDSTILL_S,
+                )
+        finally:
+            removing.cancel()
+            await asyncio.wait({removing})
+        removing.result()
+
+    async def _remove_after(
+        self, name: str, timeout_s: float, after: asyncio.Future[None] | None
+    ) -> None:
+        if after is not None:
+            await asyncio.wait({after})
         await self._call(f"remove container {name}", self._remove(name), timeout_s)
 
     async def _remove(self, name: str) -> None:
