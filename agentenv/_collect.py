@@ -8,6 +8,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+from agentenv._kept_setups import full_key
 from agentenv.group import (
     GroupContext,
     MemberContext,
@@ -89,7 +90,7 @@ async def collect_group(
     """
     group = _group()
     members = [group.new_member() for _ in range(env.config.group_size)]
-    workspace = env.runtime.shared_setup(item, env.verifier())
+    workspace = env.runtime.shared_setup(item, env.verifier(), full_key(env, item))
     for member in members:
         member.workspace = workspace
     try:

@@ -7,6 +7,7 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from agentenv._kept_setups import KeptSetups
 from agentenv._shared_setup import SharedSetup
 from agentenv.errors import ConfigError, NotStartedError, TokensUnavailableError
 from agentenv.harness import ToolLoop
@@ -64,6 +65,7 @@ class EnvRuntime:
         self._served_tools = served_tools
         self._executor: ToolExecutor | None = None
         self._stopping: asyncio.Task[None] | None = None
+        self._kept_setups = KeptSetups(self.backend)
 
     @property
     def executor(self) -> ToolExecutor:
@@ -160,9 +162,16 @@ class EnvRuntime:
             workspace=workspace,
         )
 
-    def shared_setup(self, item: Item, verifier: Verifier) -> SharedSetup | None:
-        """A set-up for all members of a group, to be closed with it; None where each sets up by itself."""
-        if not self.config.share_workspace_setup or self.config.group_size == 1:
+    def shared_setup(
+        self, item: Item, verifier: Verifier, key: str | None = None
+    ) -> SharedSetup | None:
+        """A set-up for all members of a group, to be closed with it; None where each sets up by itself.
+
+        `key` names the workspace among those of all runs; None: it is this group's alone.
+        """
+        if not self.config.share_workspace_setup:
+            return None
+        if self.config.group_size == 1 and key is None:
             return None
         return SharedSetup(
             item,
@@ -170,6 +179,7 @@ class EnvRuntime:
             workbench=self._workbench,
             drop=self.backend.drop_snapshot,
             timeout_s=self.config.verify_timeout_s,
+            kept=None if key is None else self._kept_setups.under(key),
         )
 
     def require_tokens(self) -> None:
