@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+from agentenv._kept_setups import full_key
 from agentenv.control.over_provision import MemberChoice
 from agentenv.group import (
     GroupContext,
@@ -94,7 +95,7 @@ async def collect_group(
     await env.runtime.gate.wait()
     choice = MemberChoice(env.config.over_provision, env.config.group_size)
     members = [group.new_member() for _ in range(choice.started)]
-    workspace = env.runtime.shared_setup(item, env.verifier())
+    workspace = env.runtime.shared_setup(item, env.verifier(), full_key(env, item))
     for member in members:
         member.workspace = workspace
     try:

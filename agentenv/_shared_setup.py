@@ -21,6 +21,7 @@ from agentenv_backends.errors import AcquireTimeoutError, InfrastructureError
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
 
+    from agentenv._kept_setups import KeptSetup
     from agentenv.rollout import Workbench
     from agentenv.task import Task, Verifier
     from agentenv.types import Item
@@ -45,7 +46,7 @@ class SharedTrajectoryId(str):
 
 
 @dataclass(frozen=True, slots=True)
-class _Prepared:
+class Prepared:
     """What a set-up left. `snapshot` is None when it did nothing in the sandbox."""
 
     meta: dict[str, Any]
@@ -68,16 +69,20 @@ class SharedSetup:
         workbench: Callable[[Task, str], Workbench],
         drop: Callable[[Snapshot], Awaitable[None]],
         timeout_s: float,
+        kept: KeptSetup | None = None,
     ) -> None:
-        """`workbench(task, id)` gives the tools of the set-up's own trajectory; `drop` lets go of a snapshot."""
+        """`workbench(task, id)` gives the tools of the set-up's own trajectory; `drop` lets go of a snapshot; `kept`
+        is where the result of an equal set-up is found, and this one's is left for others.
+        """
         self.item = item
         """The dataset element the workspace is made for."""
         self._verifier = verifier
         self._workbench = workbench
         self._drop = drop
         self._timeout_s = timeout_s
+        self._kept = kept
         self._context = copy_context()
-        self._current: asyncio.Task[_Prepared] | None = None
+        self._current: asyncio.Task[Prepared] | None = None
         self._snapshots: set[Snapshot] = set()
         self._work: set[asyncio.Task[Any]] = set()
         self._closed = False
@@ -101,7 +106,7 @@ class SharedSetup:
                 raise
             except InfrastructureError:
                 if self._current is current:  # whatever the reason, the next one gets a new copy
-                    self._current = None
+                    self._current, self._kept = None, None
                 raise
         return _own_copy(prepared.meta)
 
@@ -119,7 +124,20 @@ class SharedSetup:
                 self._spawn(self._let_go(snapshot))
             self._snapshots = set()
 
-    async def _set_up(self, task: Task) -> _Prepared:
+    async def _set_up(self, task: Task) -> Prepared:
+        kept = self._kept
+        if kept is None:
+            return await self._run_set_up(task)
+        async with kept.turn:
+            if (found := await kept.recall()) is not None:
+                if found.snapshot is not None:
+                    self._snapshots.add(found.snapshot)
+                return found
+            prepared = await self._run_set_up(task)
+            await kept.remember(prepared)
+            return prepared
+
+    async def _run_set_up(self, task: Task) -> Prepared:
         trajectory_id = str(uuid4())
         workbench = self._workbench(task, trajectory_id)
         try:
@@ -134,11 +152,11 @@ class SharedSetup:
             snapshot = await workbench.snapshot()
             if snapshot is not None:
                 self._snapshots.add(snapshot)
-            return _Prepared(meta, snapshot)
+            return Prepared(meta, snapshot)
         finally:
             self._spawn(workbench.release())  # no member has to wait for that
 
-    def _forget_failed(self, done: asyncio.Task[_Prepared]) -> None:
+    def _forget_failed(self, done: asyncio.Task[Prepared]) -> None:
         if (done.cancelled() or done.exception() is not None) and self._current is done:
             self._current = None
 

@@ -68,6 +68,9 @@ class CollectorSettings:
     """The index of the first item."""
     keep_records: bool = False
     """Make each group's line of `groups.jsonl`."""
+    last: bool = False
+    """Nothing uses the environment after this collection: groups that are ended and cannot give their slots back soon,
+    because hosts do not answer, have the sandboxes ended under them."""
 
 
 def version_of(context: GroupContext, started_with: int | None) -> int | None:

@@ -28,7 +28,7 @@ from agentenv.group import GroupContext, current_group
 from agentenv.records import group_record
 from agentenv.rollout import finish
 from agentenv.run.progress import QuietProgress
-from agentenv.stopping import settled
+from agentenv.stopping import cancel_all, settled
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -291,10 +291,10 @@ class Collector:
         tasks: list[asyncio.Task[Any]] = [*state.running]
         if state.fetching is not None:
             tasks.append(state.fetching)
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        if self.settings.last:
+            await self.env.runtime.cancel(tasks)
+        else:
+            await cancel_all(tasks)
         for task in tasks:
             if not task.cancelled() and task.exception():
                 logger.warning("a group failed while it was being ended: %s", task.exception())

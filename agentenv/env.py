@@ -96,6 +96,18 @@ class AgentEnv(ABC, Generic[ConfigT]):
         """
         return {}
 
+    def workspace_key(self, item: Item) -> str | None:
+        """What the set-up of this item's workspace depends on, for `share_workspace_setup`; None: it is made anew for
+        each group.
+
+        Items with equal keys share one prepared workspace: later groups and, where the backend keeps them (Docker),
+        later runs from the same image. So the key must name all that `setup_trajectory_workspace` depends on, a version
+        of its own code included, and the set-up must do nothing but prepare the workspace: where a kept one is found,
+        it does not run. What it returns is kept too, so it must survive JSON, and neither it nor the workspace may hold
+        secrets: whoever may use the engine can read both.
+        """
+        return None
+
     async def verify_and_score_trajectory(
         self,
         item: Item,

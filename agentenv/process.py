@@ -29,8 +29,10 @@ __all__ = ["STOP_GRACE_S", "NothingCollectedError", "process"]
 
 logger = logging.getLogger(__name__)
 
-STOP_GRACE_S = 5.0
-"""After the first Ctrl-C, how long groups under way may go on."""
+STOP_GRACE_S = 3.0
+"""After the first Ctrl-C, how long groups under way may go on. A run promises to end within ten seconds: the rest is
+for giving back slots (`runtime.RELEASE_PATIENCE_S`) and for ending hosts, also those that do not answer.
+"""
 
 
 async def process(
@@ -52,6 +54,8 @@ async def process(
         try:
             await requests.run(run.run(requests))
         finally:
+            if requests.made:
+                run.progress.interrupted()
             await finish(env.shutdown())
     return run.written
 
@@ -65,7 +69,7 @@ class _Run:
         self.env = env
         self.written = 0
         self._directory = directory
-        self._progress = progress
+        self.progress = progress
 
     async def run(self, requests: StopRequests) -> None:
         """Everything between set-up and shut-down."""
@@ -73,8 +77,8 @@ class _Run:
             logger.warning("use_wandb is for `serve`; the metrics of `process` are in summary.json")
         self.env.runtime.require_tokens()
         await self.env.setup()
-        self.env.runtime.on_rollout = self._progress.rollout_ended
-        self._progress.started(self.env.runtime.backend.stats)
+        self.env.runtime.on_rollout = self.progress.rollout_ended
+        self.progress.started(self.env.runtime.backend.stats)
         collector = self._collector()
         requests.on_stop = lambda: collector.stop(STOP_GRACE_S)
         async with LagMonitor() as lag:
@@ -83,7 +87,7 @@ class _Run:
                     async for collected in collector:
                         await self._write(collected)
             finally:
-                self._progress.ended(loop_lag_p99_s=lag.p99_s)
+                self.progress.ended(loop_lag_p99_s=lag.p99_s)
 
     def _collector(self) -> Collector:
         config = self.env.config
@@ -93,11 +97,12 @@ class _Run:
             total=config.total_steps if config.total_steps >= 0 else None,
             failures_in_a_row=failures_allowed(workers),
             keep_records=True,
+            last=True,
         )
         filters = group_filters(
             drop_equal_scores=self._drops_equal_scores(), custom=config.group_filters
         )
-        return Collector(self.env, settings, progress=self._progress, filters=filters)
+        return Collector(self.env, settings, progress=self.progress, filters=filters)
 
     async def _write(self, collected: CollectedGroup) -> None:
         if self._directory is not None:
@@ -105,7 +110,7 @@ class _Run:
             casts = group_casts(collected.index, collected.context.members)
             await self._directory.append(collected.record, casts)
         self.written += 1
-        self._progress.group_done(collected.group["scores"])
+        self.progress.group_done(collected.group["scores"])
 
     def _drops_equal_scores(self) -> bool:
         config = self.env.config

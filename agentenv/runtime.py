@@ -7,6 +7,7 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from agentenv._kept_setups import KeptSetups
 from agentenv._shared_setup import SharedSetup
 from agentenv.control.pause import PauseGate
 from agentenv.errors import ConfigError, NotStartedError, TokensUnavailableError
@@ -22,7 +23,7 @@ from agentenv_backends.errors import CapabilityError
 from agentenv_tools import ToolExecutor, ToolExecutorConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
     from agentenv.config import AgentEnvConfig
     from agentenv.policy.base import PolicyClient
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
     from agentenv_tools.registry import ToolRegistry
 
 logger = logging.getLogger(__name__)
+
+RELEASE_PATIENCE_S = 1.0
+"""How long work that is cancelled may take to give its slots back before the hosts are ended under it."""
 
 
 class EnvRuntime:
@@ -70,6 +74,7 @@ class EnvRuntime:
         self._served_tools = served_tools
         self._executor: ToolExecutor | None = None
         self._stopping: asyncio.Task[None] | None = None
+        self._kept_setups = KeptSetups(self.backend)
 
     @property
     def executor(self) -> ToolExecutor:
@@ -119,6 +124,21 @@ class EnvRuntime:
             self._stopping = asyncio.ensure_future(self._stop())
         await asyncio.shield(self._stopping)
 
+    async def cancel(self, tasks: Collection[asyncio.Task[Any]]) -> None:
+        """Cancel work that uses this runtime, and return when it has ended.
+
+        Whoever is cancelled waits until its slot is reset. Where that takes long, because hosts do not answer, the
+        sandboxes are ended under it: only for work after which nothing else is to come.
+        """
+        for task in tasks:
+            task.cancel()
+        if not tasks:
+            return
+        _, unfinished = await asyncio.wait(tasks, timeout=RELEASE_PATIENCE_S)
+        if unfinished:
+            await self.backend.stop()
+            await asyncio.wait(unfinished)
+
     async def _stop(self) -> None:
         executor, self._executor = self._executor, None
         parts: list[Callable[[], Awaitable[None]]] = [executor.close] if executor else []
@@ -152,9 +172,16 @@ class EnvRuntime:
             workspace=workspace,
         )
 
-    def shared_setup(self, item: Item, verifier: Verifier) -> SharedSetup | None:
-        """A set-up for all members of a group, to be closed with it; None where each sets up by itself."""
-        if not self.config.share_workspace_setup or self.config.group_size == 1:
+    def shared_setup(
+        self, item: Item, verifier: Verifier, key: str | None = None
+    ) -> SharedSetup | None:
+        """A set-up for all members of a group, to be closed with it; None where each sets up by itself.
+
+        `key` names the workspace among those of all runs; None: it is this group's alone.
+        """
+        if not self.config.share_workspace_setup:
+            return None
+        if self.config.group_size == 1 and key is None:
             return None
         return SharedSetup(
             item,
@@ -162,6 +189,7 @@ class EnvRuntime:
             workbench=self._workbench,
             drop=self.backend.drop_snapshot,
             timeout_s=self.config.verify_timeout_s,
+            kept=None if key is None else self._kept_setups.under(key),
         )
 
     def weigh(self, weight: float) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from agentenv.rollout import finish
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable, Iterator
+    from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator
 
 
 class StopRequests:
@@ -20,10 +20,13 @@ class StopRequests:
         self.on_stop: Callable[[], None] | None = None
         """How to stop gracefully. While it is None there is nothing to finish, so the first request ends the run."""
         self.stopping = False
+        self.made = False
+        """Whether anything was asked at all."""
         self._abort = asyncio.Event()
 
     def request(self) -> None:
         """First call: stop gracefully. Second call: end now."""
+        self.made = True
         if self.stopping or self.on_stop is None:
             self._abort.set()
             return
@@ -63,6 +66,14 @@ class StopRequests:
 async def settled(task: asyncio.Future[Any]) -> None:
     """Wait until a task is done, in whatever way."""
     await asyncio.wait({task})
+
+
+async def cancel_all(tasks: Collection[asyncio.Task[Any]]) -> None:
+    """Cancel tasks and wait until they are done."""
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks)
 
 
 async def side_by_side(main: Coroutine[Any, Any, None], *others: Coroutine[Any, Any, None]) -> None:

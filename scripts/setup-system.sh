@@ -9,7 +9,7 @@ if ! command -v python3.13 python3.12 python3.11 python3 >/dev/null 2>&1; then m
 if [ -x /usr/bin/python3 ] && ! python3 -c 'import ensurepip' 2>/dev/null; then missing+=(python3-venv); fi
 # Tests that need these skip without them; continuous integration always has them.
 if [ "${CI:-}" = true ]; then
-    for program in chromium tmux dockerd:docker.io docker:docker.io debootstrap; do
+    for program in chromium tmux dockerd:docker.io docker:docker.io debootstrap mkfs.btrfs:btrfs-progs mkfs.xfs:xfsprogs; do
         command -v "${program%%:*}" >/dev/null || missing+=("${program##*:}")
     done
 fi

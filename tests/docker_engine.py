@@ -25,6 +25,7 @@ DOCKER: dict[str, Any] = {
     "disk_mb": 16,
     "tmp_mb": 8,
     "acquire_timeout_s": 120,
+    "workspace_images": 0,
 }
 """A small docker backend, as settings."""
 _REQUIRED = os.environ.get("AGENTENV_REQUIRE_DOCKER") == "1"

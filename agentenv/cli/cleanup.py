@@ -32,6 +32,11 @@ def add_cleanup_parser(chosen: Any) -> argparse.ArgumentParser:
         "--backend", choices=BACKENDS, action="append", help="only there (default: everywhere)"
     )
     parser.add_argument(
+        "--images",
+        action="store_true",
+        help="also prepared workspaces that the Docker engine keeps for later runs",
+    )
+    parser.add_argument(
         "--dry-run", action="store_true", help="show what would be removed, and leave it"
     )
     return parser
@@ -40,7 +45,7 @@ def add_cleanup_parser(chosen: Any) -> argparse.ArgumentParser:
 def run_cleanup(options: argparse.Namespace, console: Console) -> int:
     """Sweep, and print what was found. 1 when something stays that should not, else 0."""
     named = tuple(options.backend or ())
-    swept = asyncio.run(clean_up(named, remove=not options.dry_run))
+    swept = asyncio.run(clean_up(named, remove=not options.dry_run, images=options.images))
     show(swept, console, dry_run=options.dry_run)
     stays = any(not thing.removed for entry in swept for thing in entry.leftovers)
     unasked = any(entry.skipped and entry.backend in named for entry in swept)

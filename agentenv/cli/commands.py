@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 OK, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
-"""Exit statuses: done; it went wrong on the way; it was not started; Ctrl-C before anything ran."""
+"""Exit statuses: done; it went wrong on the way; it was not started; Ctrl-C before anything
+was collected."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +152,9 @@ async def _collect(
     console.print(summary_table(counters, paths))
     if failure is not None:
         raise failure
-    return OK if counters.groups_done or target == 0 else FAILED
+    if counters.groups_done or target == 0:
+        return OK
+    return INTERRUPTED if counters.interrupted else FAILED
 
 
 async def _report(run_dir: Path, tokenizer_name: str | None) -> Path:
@@ -177,7 +180,12 @@ def run_evaluate(env_class: type[AgentEnv[Any]], settings: Settings, console: Co
 async def _evaluate(env: AgentEnv[Any]) -> dict[str, Any]:
     try:
         await env.setup()
-        return dict(await env.evaluate() or {})
+        evaluating = asyncio.ensure_future(env.evaluate())
+        try:
+            return dict(await asyncio.shield(evaluating) or {})
+        finally:
+            if not evaluating.done():
+                await finish(env.runtime.cancel({evaluating}))
     finally:
         await finish(env.shutdown())
 

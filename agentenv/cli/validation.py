@@ -90,9 +90,15 @@ def _whole_loc(loc: Sequence[int | str], tree: Setting) -> Sequence[int | str]:
     """
     if loc and loc[0] not in tree.children:
         for name, child in tree.children.items():
-            if any(part in child.children for part in loc):
+            if any(part in child.children for part in loc) or str(loc[0]) in _tag_values(child):
                 return (name, *loc)
     return loc
+
+
+def _tag_values(setting: Setting) -> set[str]:
+    """What tells the models of a group apart."""
+    tags = [setting.children[tag].accepts for tag in setting.tags]
+    return {value for accepts in tags for value in accepts.split(" | ")}
 
 
 def _locate(

@@ -28,6 +28,8 @@ class RunCounters:
     """Groups wanted; None: as many as the dataset gives."""
     started_at: float = field(default_factory=time.monotonic)
     ended_at: float | None = None
+    interrupted: bool = False
+    """It was asked to stop before it was done."""
     groups_running: int = 0
     groups_done: int = 0
     groups_mixed: int = 0

@@ -61,6 +61,10 @@ class Progress(Protocol):
         """What else to show, by name, from now on."""
         ...
 
+    def interrupted(self) -> None:
+        """The run was asked to stop before it was done."""
+        ...
+
     def ended(self, *, loop_lag_p99_s: float) -> None:
         """No more groups will come."""
         ...
@@ -97,6 +101,10 @@ class QuietProgress:
     def noted(self, values: Mapping[str, str]) -> None:
         """Something else to show."""
         self.counters.notes = dict(values)
+
+    def interrupted(self) -> None:
+        """The run was asked to stop."""
+        self.counters.interrupted = True
 
     def ended(self, *, loop_lag_p99_s: float) -> None:
         """No more groups will come."""

@@ -206,8 +206,9 @@ class HostKeeper:
         try:
             timeout_s = self._settings.close_timeout_s
             await bounded(live.host.close(), timeout_s, f"ending host {host_id}")
-        except Exception:  # noqa: BLE001 - no more can be done here; the provider's sweep is the next net
-            _log.exception("host %s could not be ended cleanly", host_id)
+        except Exception as error:  # noqa: BLE001 - no more can be done here; the provider's sweep is the next net
+            unexpected = not isinstance(error, BackendError)
+            _log.warning("host %s could not be ended: %s", host_id, error, exc_info=unexpected)
         self._apply(partial(self._scheduler.host_closed, host_id))
 
     async def _watch(self, host_id: str, host: Host) -> None:

@@ -125,6 +125,27 @@ class SnapshotShelf:
         self._kept[snapshot_id] = kept
         return kept.snapshot
 
+    async def put(self, archive: bytes) -> Snapshot:
+        """A snapshot that lies nowhere yet, from what `content` gave. Raises `InfrastructureError`."""
+        kept = _Kept(Snapshot(f"n{next(self._ids)}", ""))
+        kept.idle.set()
+        kept.archive = await self._archives.put(archive)
+        self._kept[kept.snapshot.snapshot_id] = kept
+        return kept.snapshot
+
+    async def content(self, snapshot: Snapshot) -> bytes:
+        """A snapshot as an archive. Raises `InfrastructureError`."""
+        kept = self._kept.get(snapshot.snapshot_id)
+        if kept is None:
+            raise HostLostError(f"snapshot {snapshot.snapshot_id} is gone")
+        async with self._lanes:
+            return await self._archives.get(await self._archive(kept))
+
+    def can_restore(self, snapshot: Snapshot) -> bool:
+        """Whether it lies somewhere still."""
+        kept = self._kept.get(snapshot.snapshot_id)
+        return kept is not None and (kept.archive is not None or bool(kept.whole_on))
+
     async def restore(self, lease: Lease, snapshot: Snapshot) -> None:
         """Give a held slot, in which nothing was done yet, the contents of `snapshot`."""
         slot, kept = lease.slot, self._kept.get(snapshot.snapshot_id)

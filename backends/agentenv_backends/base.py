@@ -72,6 +72,15 @@ class Snapshot:
 
 
 @dataclass(frozen=True, slots=True)
+class KnownSnapshot:
+    """A snapshot that is kept under a key."""
+
+    snapshot: Snapshot
+    note: bytes
+    """What was kept with it."""
+
+
+@dataclass(frozen=True, slots=True)
 class PoolStats:
     """A snapshot of the pool, for progress displays and `/status`."""
 
@@ -166,6 +175,21 @@ class Backend(Protocol):
 
     async def drop_snapshot(self, snapshot: Snapshot) -> None:
         """Let go of a snapshot. Slots restored from it are not affected. Idempotent; never raises for a lost host."""
+        ...
+
+    async def recall_snapshot(self, key: str) -> KnownSnapshot | None:
+        """The snapshot that `remember_snapshot` was given under this key: earlier in this run or, where the backend
+        keeps them, in another run with the same base. None when there is none; never another one, and never an error.
+
+        Whoever gets one lets go of it by `drop_snapshot`.
+        """
+        ...
+
+    async def remember_snapshot(self, key: str, snapshot: Snapshot, note: bytes) -> None:
+        """Have a snapshot found again under `key`, with `note`. Returns at once; what it fails at is logged.
+
+        The caller lets go of it by `drop_snapshot`, as ever; it is kept for others all the same, in bounds.
+        """
         ...
 
     def stats(self) -> PoolStats:

@@ -33,9 +33,12 @@ class Swept:
     """Why nothing could be looked for there; empty: it was."""
 
 
-async def clean_up(backends: Sequence[str] = (), *, remove: bool = True) -> list[Swept]:
+async def clean_up(
+    backends: Sequence[str] = (), *, remove: bool = True, images: bool = False
+) -> list[Swept]:
     """Find what dead runs left on these backends (none named: on all), and remove it unless `remove` is False.
 
+    With `images`, also what runs keep on purpose for later ones, which live runs do well without.
     A backend that this machine has not got is an entry that says so. Raises `BackendConfigError` for an unknown name.
     """
     unknown = set(backends) - set(_PROVIDERS)
@@ -43,13 +46,19 @@ async def clean_up(backends: Sequence[str] = (), *, remove: bool = True) -> list
         raise BackendConfigError(
             f"no backend {', '.join(sorted(unknown))} can be cleaned up; there is: {', '.join(_PROVIDERS)}"
         )
-    return [await _sweep(name, remove=remove) for name in backends or tuple(_PROVIDERS)]
+    names = backends or tuple(_PROVIDERS)
+    return [await _sweep(name, remove=remove, images=images) for name in names]
 
 
-async def _sweep(backend: str, *, remove: bool) -> Swept:
+async def _sweep(backend: str, *, remove: bool, images: bool) -> Swept:
     try:
         async with asyncio.timeout(_TIMEOUT_S):
-            return Swept(backend, await _PROVIDERS[backend]().sweep(remove=remove))
+            provider = _PROVIDERS[backend]()
+            found = await provider.sweep(remove=remove)
+            clear_cache = getattr(provider, "clear_cache", None) if images else None
+            if clear_cache is not None:
+                found += await clear_cache(remove=remove)
+            return Swept(backend, found)
     except TimeoutError:
         return Swept(backend, skipped=f"looking took over {_TIMEOUT_S:g} s")
     except BackendError as error:

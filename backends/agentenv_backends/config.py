@@ -219,6 +219,13 @@ class DockerConfig(PoolConfig):
     cpus: float | None = Field(default=None, gt=0)
     """Processors of a container, which its slots share; None: as many as the machine has."""
 
+    workspace_images: int = Field(default=32, ge=0)
+    """Prepared workspaces (`AgentEnv.workspace_key`) that the engine keeps for later runs; those not used for longest
+    go first. 0: none are kept."""
+
+    workspace_images_mb: int = Field(default=4096, ge=1)
+    """Size of all of them together."""
+
     require_limits: tuple[Literal["memory", "processes", "disk", "network"], ...] = ()
     """Limits without which no container starts, rather than running with what the engine offers."""
 

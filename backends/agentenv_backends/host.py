@@ -31,6 +31,32 @@ class Leftover:
     """False when it was only looked for, or could not be removed."""
 
 
+@dataclass(frozen=True, slots=True)
+class KeptSnapshot:
+    """A snapshot that outlives its run."""
+
+    archive: bytes
+    """As `Host.fetch_snapshot` gave it."""
+    note: bytes
+    """What was kept with it."""
+
+
+class SnapshotCache(Protocol):
+    """Keeps snapshots for later runs, by keys. A provider that can has one as `snapshot_cache` once it is prepared.
+
+    A key that is not there, or what is there and not whole, is None: never something else. Bounded in number and size.
+    Both raise `BackendError` when the place where they lie does not answer; the pool takes that for None.
+    """
+
+    async def load(self, key: str) -> KeptSnapshot | None:
+        """What was stored under this key, by any run."""
+        ...
+
+    async def store(self, key: str, kept: KeptSnapshot) -> None:
+        """Keep it, instead of what was there. May make room by removing what was not used for longest."""
+        ...
+
+
 class Host(Protocol):
     """A live host, connected to."""
 

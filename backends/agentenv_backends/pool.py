@@ -25,6 +25,7 @@ from agentenv_backends._aio import finish
 from agentenv_backends._fleet import HostPhase, SlotPhase
 from agentenv_backends._keeper import HostKeeper
 from agentenv_backends._leases import Lease, advance
+from agentenv_backends._library import SnapshotLibrary
 from agentenv_backends._scheduling import Counters, Scheduler
 from agentenv_backends._shelf import Hosts, SnapshotShelf
 from agentenv_backends._waiting import WaitingRoom, no_host, some
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from agentenv_backends._actions import Action
-    from agentenv_backends.base import Capabilities, Snapshot
+    from agentenv_backends.base import Capabilities, KnownSnapshot, Snapshot
     from agentenv_backends.host import HostProvider
     from agentenv_backends.requests import Request
     from agentenv_backends.results import Result
@@ -69,6 +70,11 @@ class SlotPool:
         self._shelf = SnapshotShelf(
             Hosts(self._keeper.find, self._keeper.lost, self._pin, self._unpin, self._carry),
             settings,
+        )
+        self._library = SnapshotLibrary(
+            self._shelf,
+            lambda: getattr(provider, "snapshot_cache", None),
+            settings.snapshot_timeout_s,
         )
         self._capabilities: Capabilities | None = None
         self._leases: dict[str, Lease] = {}
@@ -134,6 +140,7 @@ class SlotPool:
         if self._starting is not None:
             self._starting.cancel()
             await asyncio.wait({self._starting}, timeout=self._settings.close_timeout_s)
+        await self._library.close()
         await self._keeper.finish(stop=partial(self._apply, self._scheduler.stop))
         await self._shelf.close()
         if self._alarm is not None:
@@ -220,7 +227,17 @@ class SlotPool:
 
         Cancelling it only ends the wait.
         """
-        await self._shelf.drop(snapshot)
+        if not self._library.give_back(snapshot):
+            await self._shelf.drop(snapshot)
+
+    async def recall_snapshot(self, key: str) -> KnownSnapshot | None:
+        """The snapshot that is kept under a key. See `Backend.recall_snapshot`."""
+        self._require_snapshots()
+        return await self._library.recall(key)
+
+    async def remember_snapshot(self, key: str, snapshot: Snapshot, note: bytes) -> None:
+        """Have a snapshot found again. See `Backend.remember_snapshot`."""
+        self._library.remember(key, snapshot, note)
 
     def _require_snapshots(self) -> None:
         if not self.capabilities.snapshot:

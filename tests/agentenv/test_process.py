@@ -13,7 +13,7 @@ from agentenv.group import build_group
 from agentenv.process import NothingCollectedError, process
 from agentenv.run.directory import RunDirectory, read_groups
 from agentenv.run.progress import QuietProgress
-from agentenv_backends.testing import Faults
+from agentenv_backends.testing import FakeProvider, Faults, fake_pool
 from tests.agentenv.fake_env import EchoEnv, call_text, make_env, policy_of, solver
 
 
@@ -136,6 +136,19 @@ async def test_the_first_ctrl_c_finishes_what_is_under_way_and_keeps_it(tmp_path
 
 async def test_the_second_ctrl_c_ends_it_at_once(tmp_path: Path):
     env = make_env(lambda request: call_text("sleep 100"), total_steps=1000, group_timeout_s=100000)
+    assert await signalled(env, tmp_path, 0.3, 0.1) == 0
+    assert env.runtime.backend.stats().hosts == 0
+
+
+async def test_slots_that_are_not_given_back_end_with_their_hosts_after_a_ctrl_c(tmp_path: Path):
+    env = make_env(
+        lambda request: call_text("sleep 100"),
+        backend=fake_pool(
+            FakeProvider(faults=Faults(close_hangs=1.0)), slots=4, close_timeout_s=600
+        ),
+        total_steps=1000,
+        group_timeout_s=100000,
+    )
     assert await signalled(env, tmp_path, 0.3, 0.1) == 0
     assert env.runtime.backend.stats().hosts == 0
 

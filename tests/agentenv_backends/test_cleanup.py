@@ -127,6 +127,19 @@ async def test_a_backend_that_is_not_there_is_skipped_with_the_reason(
     ]
 
 
+async def test_what_is_kept_for_later_runs_goes_only_when_that_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Keeping(FakeProvider):
+        async def clear_cache(self, *, remove: bool = True) -> tuple[Leftover, ...]:
+            return (Leftover("image", "kept", "kept for later runs", removed=remove),)
+
+    monkeypatch.setitem(cleanup._PROVIDERS, "docker", Keeping)
+    assert await clean_up(["docker"]) == [Swept("docker")]
+    (swept,) = await clean_up(["docker"], images=True)
+    assert swept.leftovers == (Leftover("image", "kept", "kept for later runs", removed=True),)
+
+
 async def test_without_its_library_the_docker_backend_is_skipped(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -131,6 +131,11 @@ async def real_engine() -> AsyncIterator[Engine]:
         yield Engine(docker)
 
 
+def engine_socket() -> str:
+    """The path of the Unix socket that the engine listens on."""
+    return os.environ.get("DOCKER_HOST", _SOCKET).removeprefix("unix://")
+
+
 @dataclass(frozen=True, slots=True)
 class Stalling:
     """An engine that can be made to stand still."""
@@ -148,8 +153,7 @@ async def stalling_engine(folder: Path) -> AsyncIterator[Stalling]:
     if pid is not None:
         yield Stalling({}, partial(_stop_for, pid))
         return
-    socket = os.environ.get("DOCKER_HOST", _SOCKET).removeprefix("unix://")
-    async with stalling_way(folder, socket) as way:
+    async with stalling_way(folder, engine_socket()) as way:
 
         async def stall(seconds: float) -> None:
             way.open.clear()

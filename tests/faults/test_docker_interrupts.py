@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from agentenv.testing import running_engine
+from tests.agentenv_backends.docker.stalling import stalling_way
 from tests.docker_engine import DOCKER, needs_engine
-from tests.faults.containers import Engine, real_engine
+from tests.faults.containers import Engine, engine_socket, real_engine
 from tests.faults.ledger_runs import GROUP_SIZE, POLICY, LedgerRun, ledger_run
 from tests.faults.process_tree import Process, process_of
 
@@ -33,6 +34,40 @@ async def _reach(phase: str, running: LedgerRun, driver: Process, docker: Engine
         await docker.appeared(driver)
     elif phase == "collecting":
         await running.under_way(1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_a_signal_while_the_engine_stands_still_ends_the_run_and_says_what_is_left(
+    tmp_path: Path, number: signal.Signals
+):
+    async with (
+        real_engine() as docker,
+        running_engine(**POLICY) as policy,
+        stalling_way(tmp_path, engine_socket()) as way,
+        ledger_run(tmp_path / "run", policy.base_url, _BACKEND | {"docker_host": way.url}) as run,
+    ):
+        driver = process_of(run.process.pid)
+        await run.under_way(1)
+        run.footprint.look()
+        way.open.clear()
+        run.process.send_signal(number)
+        status = await run.ended(within_s=_ENDS_WITHIN_S)
+        assert status == 0, run.output
+        assert "the container ends by itself" in " ".join(run.output.split())
+        way.open.set()
+        await docker.gone(await docker.containers_of(driver), within_s=30)
+        await run.footprint.gone()
+
+
+async def test_ctrl_c_before_the_first_group_is_told_by_the_exit_status(tmp_path: Path):
+    async with (
+        real_engine() as docker,
+        running_engine(**POLICY) as policy,
+        ledger_run(tmp_path, policy.base_url, _BACKEND) as run,
+    ):
+        await docker.appeared(process_of(run.process.pid))
+        run.process.send_signal(signal.SIGINT)
+        assert await run.ended(within_s=_ENDS_WITHIN_S) == 130, run.output
 
 
 async def test_ctrl_c_at_random_moments_leaves_nothing(tmp_path: Path):

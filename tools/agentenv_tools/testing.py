@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from time import process_time
 from typing import TYPE_CHECKING, Any
 
-from agentenv_backends.base import Capabilities, PoolStats, Slot, Snapshot
+from agentenv_backends.base import Capabilities, KnownSnapshot, PoolStats, Slot, Snapshot
 from agentenv_backends.errors import CapabilityError
 from agentenv_backends.requests import ExecRequest
 from agentenv_backends.testing import (
@@ -157,6 +157,13 @@ class NullBackend:
 
     async def drop_snapshot(self, snapshot: Snapshot) -> None:
         """See `Backend.drop_snapshot`."""
+
+    async def recall_snapshot(self, key: str) -> KnownSnapshot | None:
+        """See `Backend.recall_snapshot`. Nothing is known."""
+        return None
+
+    async def remember_snapshot(self, key: str, snapshot: Snapshot, note: bytes) -> None:
+        """See `Backend.remember_snapshot`."""
 
     def stats(self) -> PoolStats:
         """See `Backend.stats`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from typing import TYPE_CHECKING
 
 from agentenv_backends.conformance.checks import check, hold
@@ -82,3 +83,29 @@ async def a_slot_that_was_used_and_a_snapshot_that_was_dropped_are_refused(
                 continue
             hold(False, f"a slot was restored although it was {attempt}")
         hold(await subject.output(used, "cat f") == "mine\n", "the used slot changed")
+
+
+@check("snapshots", needs=("snapshot",))
+async def a_snapshot_remembered_under_a_key_is_found_under_that_key_alone(
+    subject: Subject,
+) -> None:
+    """With what was kept with it, also after its maker has let go of it."""
+    backend, key = subject.backend, secrets.token_hex(16)
+    async with subject.slot() as source:
+        await subject.output(source, "echo kept > f")
+        snapshot = await backend.snapshot(source)
+    await backend.remember_snapshot(key, snapshot, b"a note")
+    await backend.drop_snapshot(snapshot)
+    hold(await backend.recall_snapshot(key + "x") is None, "another key finds something")
+    known = await backend.recall_snapshot(key)
+    if known is None:
+        hold(False, "nothing is found under the key")
+        return
+    hold(known.note == b"a note", f"the note is {known.note!r}")
+    try:
+        async with subject.slot() as member:
+            await backend.restore(member, known.snapshot)
+            seen = await subject.output(member, "cat f; ls")
+            hold(seen == "kept\nf\n", f"what is restored from it is {seen!r}")
+    finally:
+        await backend.drop_snapshot(known.snapshot)

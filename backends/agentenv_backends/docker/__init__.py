@@ -2,6 +2,7 @@
 
 engine.py      our calls to the engine, each with a deadline
 images.py      which image: pulled, or built from a Dockerfile
+workspaces.py  prepared workspaces that the engine keeps for later runs
 containers.py  what a container is created with: pure functions
 owners.py      whose a container is, and what a sweep may remove
 stream.py      the stream to a container's main process, as an asyncio transport

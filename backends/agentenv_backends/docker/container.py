@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_LEFT = (
+    "the container ends by itself when the engine goes on, or when its lease runs out; what is left of it then, the "
+    "next start or `agentenv cleanup` removes"
+)
 _GRACE_S = 5.0
 """How much later than a request's own deadline its answer is given up."""
 
@@ -59,14 +63,16 @@ class Container:
         return connection
 
     async def remove(self) -> None:
-        """Kill it and return when it is gone. Raises `EngineError` when that cannot be had."""
+        """Kill it and return when it is gone. Raises `EngineError` when that cannot be had, and says what ends it."""
         try:
             if self._stream is not None:
                 self._stream.abort()
-            if self._creating is not None:
-                await asyncio.wait({self._creating})
-            await self._engine.remove(self.name)
+            await self._engine.remove(self.name, after=self._creating)
+        except EngineError as error:
+            raise EngineError(f"{error}; {_LEFT}", transient=error.transient) from error
         finally:
+            if self._creating is not None:
+                self._creating.cancel()
             await self._engine.close()
             if self._uids is not None:
                 self._uids.release()
@@ -76,4 +82,4 @@ class Container:
         try:
             await self.remove()
         except EngineError as error:
-            _log.warning("container %s is left to a later sweep: %s", self.name, error)
+            _log.warning("a container is left: %s", error)

@@ -30,11 +30,14 @@ _log = logging.getLogger(__name__)
 CALL_S = 30.0
 """Deadline of a call that has none of its own; the engine answers most within milliseconds."""
 REMOVAL_S = 6.0
+_LOOK_S = 0.25
+_STANDSTILL_S = 1.5
+"""An engine that does not even say its version for so long stands still: nothing is to be waited for."""
 _ENDING_S = 3.0
 """How long to wait for the engine's word on why a container ended."""
 _CLOSE_S = 2.0
 _REMOVAL_POLL_S = 0.05
-_UPGRADED, _NOT_FOUND, _CONFLICT, _SERVER_ERROR = 101, 404, 409, 500
+_UPGRADED, _BAD_REQUEST, _NOT_FOUND, _CONFLICT, _SERVER_ERROR = 101, 400, 404, 409, 500
 _NO_ENGINE = (
     "; is it running (`systemctl start docker`), may this user use it (group `docker`), or is it another one "
     "(docker_host, DOCKER_HOST)?"
@@ -54,6 +57,18 @@ class ContainerEntry:
     created: float
     """In seconds since the epoch, by the engine's clock."""
     labels: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class ImageEntry:
+    """An image as the engine lists it."""
+
+    image_id: str
+    name: str
+    """One of its names; its id where it has none."""
+    size: int
+    used: str
+    """When it was made or named last, as text that sorts."""
 
 
 class Engine:
@@ -146,6 +161,68 @@ class Engine:
         )
         await self._call(f"build image {tag}", building, timeout_s)
 
+    async def import_image(
+        self,
+        layer: IO[bytes],
+        repository: str,
+        tag: str,
+        labels: Mapping[str, str],
+        timeout_s: float,
+    ) -> None:
+        """Make an image of one layer, a tar archive. Labels may hold letters, digits, `.` and `-`."""
+        query = [("fromSrc", "-"), ("repo", repository), ("tag", tag)]
+        query += [("changes", f"LABEL {name}={value}") for name, value in labels.items()]
+        what = f"import image {repository}:{tag}"
+        await self._call(what, self._import(query, layer), timeout_s)
+
+    async def _import(self, query: list[tuple[str, str]], layer: IO[bytes]) -> None:
+        url = self._url("images/create")
+        headers = {"Content-Type": "application/x-tar"}
+        async with self._docker.session.post(
+            url, params=query, data=layer, headers=headers
+        ) as answer:
+            await _check(answer)
+            async for line in answer.content:
+                if error := json.loads(line).get("error"):
+                    raise aiodocker.DockerError(_SERVER_ERROR, str(error))
+
+    async def save_image(self, image_id: str, target: IO[bytes], timeout_s: float) -> None:
+        """Write an image as an archive, with all its layers, to a file."""
+        await self._call(f"save image {image_id}", self._save(image_id, target), timeout_s)
+
+    async def _save(self, image_id: str, target: IO[bytes]) -> None:
+        async with self._docker.session.get(self._url(f"images/{image_id}/get")) as answer:
+            await _check(answer)
+            async for chunk in answer.content.iter_chunked(1 << 20):
+                await asyncio.to_thread(target.write, chunk)
+
+    async def tag_image(self, image_id: str, repository: str, tag: str) -> None:
+        """Give an image a name, which it may have already."""
+        naming = self._docker.images.tag(image_id, repository, tag=tag)
+        await self._call(f"name image {image_id}", naming)
+
+    async def list_images(self, label: str) -> list[ImageEntry]:
+        """Every image that has the label."""
+        listing = self._docker.images.list(filters={"label": [label]})
+        entries = []
+        for image in await self._call("list images", listing):
+            found = await self.find_image(image["Id"])
+            if found is not None:
+                names = found.get("RepoTags") or [found["Id"]]
+                tagged = (found.get("Metadata") or {}).get("LastTagTime") or ""
+                used = max(tagged, found.get("Created") or "")
+                entries.append(ImageEntry(found["Id"], names[0], int(found["Size"]), used))
+        return entries
+
+    async def remove_image(self, image_id: str) -> None:
+        """Remove an image by all its names. None at all is no error."""
+        try:
+            removing = self._docker.images.delete(image_id, force=True)
+            await self._call(f"remove image {image_id}", removing)
+        except EngineError as error:
+            if error.status != _NOT_FOUND:
+                raise
+
     # --- containers --------------------------------------------------------------------------------
 
     async def create(self, name: str, options: Mapping[str, Any]) -> None:
@@ -168,8 +245,32 @@ class Engine:
                 return None
             raise
 
-    async def remove(self, name: str, timeout_s: float = REMOVAL_S) -> None:
-        """Kill a container and remove it with its volumes; return when it is gone. None at all is no error."""
+    async def remove(
+        self, name: str, timeout_s: float = REMOVAL_S, *, after: asyncio.Future[None] | None = None
+    ) -> None:
+        """Kill a container and remove it with its volumes; return when it is gone. None at all is no error.
+
+        `after` is a call that may yet make it; it is waited for, and never cancelled here. An engine that stands still
+        is given up within two seconds, whatever `timeout_s`.
+        """
+        removing = asyncio.ensure_future(self._remove_after(name, timeout_s, after))
+        try:
+            while not (await asyncio.wait({removing}, timeout=_LOOK_S))[0]:
+                await self._call(
+                    f"answer while container {name} was to be removed",
+                    self._docker.version(),
+                    _STANDSTILL_S,
+                )
+        finally:
+            removing.cancel()
+            await asyncio.wait({removing})
+        removing.result()
+
+    async def _remove_after(
+        self, name: str, timeout_s: float, after: asyncio.Future[None] | None
+    ) -> None:
+        if after is not None:
+            await asyncio.wait({after})
         await self._call(f"remove container {name}", self._remove(name), timeout_s)
 
     async def _remove(self, name: str) -> None:
@@ -242,7 +343,9 @@ class Engine:
     # --- every call --------------------------------------------------------------------------------
 
     def _url(self, path: str) -> str:
-        return f"{self._docker.docker_host}/{self._docker.api_version}/{path}"
+        version = self._docker.api_version  # "auto" before the first call that asks for it
+        prefix = "" if version == "auto" else f"{version}/"
+        return f"{self._docker.docker_host}/{prefix}{path}"
 
     async def _call(self, what: str, call: Awaitable[T], timeout_s: float | None = None) -> T:
         limit_s = self._call_s if timeout_s is None else timeout_s
@@ -262,3 +365,8 @@ class Engine:
         except (aiohttp.ClientError, OSError, ValueError, KeyError) as error:
             message = f"{self.name} did not {what}: its answer broke off ({error!r})"
             raise EngineError(message, transient=True) from error
+
+
+async def _check(answer: aiohttp.ClientResponse) -> None:
+    if answer.status >= _BAD_REQUEST:
+        raise aiodocker.DockerError(answer.status, (await answer.text())[:500])

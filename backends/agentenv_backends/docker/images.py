@@ -49,7 +49,14 @@ async def _pull(engine: Engine, config: DockerConfig) -> None:
     if config.pull == "always" or (
         config.pull == "missing" and await engine.find_image(config.image) is None
     ):
-        await engine.pull(config.image, config.pull_timeout_s)
+        try:
+            await engine.pull(config.image, config.pull_timeout_s)
+        except EngineError as error:
+            raise BackendUnavailableError(
+                f"no image to run: {error}. The settings are image: {config.image!r} and pull: {config.pull!r}. Is the "
+                "name right, can the engine reach its registry, and does it need `docker login`? Else bring the image "
+                "there yourself (`docker pull`, `docker load`, or `dockerfile`) and set pull: never"
+            ) from error
 
 
 async def _build(engine: Engine, config: DockerConfig, dockerfile: Path) -> str:

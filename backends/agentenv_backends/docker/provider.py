@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 
 from agentenv_backends._aio import finish
 from agentenv_backends._uids import RANGE_SIZE, UidRange, claim_uid_range
-from agentenv_backends.docker import examination, owners
+from agentenv_backends.docker import examination, owners, workspaces
 from agentenv_backends.docker.container import Container
 from agentenv_backends.docker.containers import create_options, host_settings
 from agentenv_backends.docker.engine import Engine
 from agentenv_backends.docker.images import provide_image
+from agentenv_backends.docker.workspaces import WorkspaceImages
 from agentenv_backends.errors import (
     BackendStoppedError,
     BackendUnavailableError,
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from agentenv_backends.base import Capabilities
     from agentenv_backends.config import DockerConfig
     from agentenv_backends.connection import HostConnection
-    from agentenv_backends.host import Leftover
+    from agentenv_backends.host import Leftover, SnapshotCache
 
 _log = logging.getLogger(__name__)
 
@@ -60,6 +61,8 @@ class DockerProvider:
         self._run = secrets.token_hex(4)
         self._starting = asyncio.Semaphore(_STARTS_AT_ONCE)
         self._ground: _Ground | None = None
+        self.snapshot_cache: SnapshotCache | None = None
+        """See `SnapshotCache`; there once `prepare` has found the image."""
 
     async def prepare(self) -> Capabilities:
         """See `HostProvider.prepare`. Gets the image, and tries all that was asked for in a container."""
@@ -89,6 +92,8 @@ class DockerProvider:
             _log.warning("%s", sentence)
         for sentence in examination.gives_up(config, host.facts):
             _log.info("containers of this configuration: %s", sentence)
+        if config.workspace_images:
+            self.snapshot_cache = WorkspaceImages(config, image["Id"])
         return examination.capabilities(config, info, host.facts)
 
     async def launch(self, host_id: str) -> HostConnection:
@@ -138,6 +143,10 @@ class DockerProvider:
         """See `HostProvider.sweep`. Raises `EngineError` when the engine does not answer."""
         async with Engine(self._config.docker_host) as engine:
             return await owners.sweep(engine, remove=remove)
+
+    async def clear_cache(self, *, remove: bool = True) -> tuple[Leftover, ...]:
+        """Find the workspaces that the engine keeps for later runs; remove them if asked to. Raises `EngineError`."""
+        return await workspaces.clear(self._config.docker_host, remove=remove)
 
 
 def _claim_uids(host_id: str) -> UidRange:

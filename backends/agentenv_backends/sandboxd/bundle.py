@@ -11,6 +11,7 @@ from typing import Dict, List, Optional, Tuple
 
 _MODULES = (
     "lean",
+    "reflinks",
     "refusal",
     "frames",
     "slot_processes",

@@ -62,7 +62,8 @@ def probe(launcher: Launcher) -> HostFacts:
         _check(report, host_uid, allow_network=launcher.settings.allow_network)
     elif process.parts.home is not None:
         _check_user(report, process.parts.home, allow_network=launcher.settings.allow_network)
-    facts = _facts(launcher, dict(report, snapshot="overlay" if overlays else "copy"))
+    copies = "reflink" if launcher.clones_in else "copy"
+    facts = _facts(launcher, dict(report, snapshot="overlay" if overlays else copies))
     _check_required(facts, launcher.settings.require)
     return facts
 

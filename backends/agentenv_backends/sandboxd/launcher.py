@@ -15,6 +15,7 @@ from typing import Any, Dict, List, NoReturn, Optional, Tuple
 from . import bundle, bwrap, cgroups, host_limits, leftovers, reset, seccomp
 from .lean import PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, prctl
 from .process import SlotParts, SlotProcess
+from .reflinks import can_share
 from .settings import HostSettings
 from .trees import remove_tree
 from .users import Users, UsersError, disk_size
@@ -75,12 +76,15 @@ class Launcher:
         self._limit_memory_by_rlimit = "memory" not in controllers
         self.host_memory = host_limits.HostMemory.find() if self.users is not None else None
         self.folders = ""
+        self.clones_in = ""
+        """The folder of slots whose file system shares blocks between files; empty: there is none."""
         if self.users is not None:
             self.folders = os.path.commonpath([pair[0] for pair in settings.slot_folders])
             self._give_up_privileges()
         elif not self.confined:
             self.folders = os.path.join(tempfile.gettempdir(), self._name("slots"))
             os.mkdir(self.folders, 0o700)
+            self.clones_in = self.folders if can_share(self.folders) else ""
 
     # --- starting -------------------------------------------------------------------------------------------------
 

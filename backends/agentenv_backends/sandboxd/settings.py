@@ -146,7 +146,8 @@ class HostFacts:
     """Path inside the slots of what a persistent shell needs; empty: not installed. Likewise `tmux`, for a terminal."""
     tmux: str = ""
     snapshot: str = ""
-    """How slots are restored from a snapshot: `overlay` (nothing is copied before it is written to) or `copy`."""
+    """How slots are restored from a snapshot: `overlay` (nothing is copied before it is written to), `reflink`
+    (the file system shares the blocks of large files) or `copy`."""
     gives_up: Tuple[str, ...] = ()
     """What is not protected here, a sentence each."""
 

@@ -368,6 +368,7 @@ def _open_below(folder: int, name: bytes) -> int:
 def _names(folder: int) -> List[bytes]:
     """Names in a folder, last first; at most `MAX_LISTED_ENTRIES` + 1 of them."""
     names = []
+    os.lseek(folder, 0, os.SEEK_SET)  # btrfs shows an open folder as it was when it was opened
     with os.scandir(folder) as entries:
         for entry in entries:
             names.append(os.fsencode(entry.name))

@@ -13,7 +13,9 @@ import os
 import stat
 import tarfile
 import time
+from copy import copy
 
+from . import reflinks
 from .refusal import RefusedError, from_os_error
 from .slot_files import show
 from .trees import empty_folder
@@ -29,6 +31,8 @@ TIME_LIMIT_S = 50.0
 _ROOT = "."
 _XATTR = "SCHILY.xattr."
 _CHUNK = 1 << 16
+_WORTH_SHARING = 1 << 16
+"""Smaller files are copied sooner than their blocks are shared."""
 _ZEROS = bytes(_CHUNK)
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
@@ -94,6 +98,8 @@ class _Packer:
         self._clock = _Clock()
         self.path = _ROOT
         """What is being packed."""
+        self._shares = True
+        """Whether the archive may share blocks with the files, as far as is known."""
         self._linked: Dict[Tuple[int, int], str] = {}
         """Files with several names, by what identifies them, and the first name packed."""
 
@@ -134,15 +140,44 @@ class _Packer:
         with os.fdopen(descriptor, "rb", buffering=0) as content:
             info = os.fstat(descriptor)
             member = _member(path, info, _attributes(descriptor))
-            self._add(member, content)
+            if not (
+                self._shares and member.size >= _WORTH_SHARING and self._share(member, content)
+            ):
+                self._add(member, content)
+
+    def _share(self, member: tarfile.TarInfo, content: Any) -> bool:
+        """Have the archive and the file share their blocks; False where they cannot."""
+        header = _aligned_header(member, self._file.tell())
+        if not header:
+            return False
+        self._check_room(member)
+        start = self._file.tell()
+        self._file.write(header)
+        self._file.flush()
+        begin = start + len(header)
+        if not reflinks.share(self._file.fileno(), begin, content.fileno(), 0, 0):
+            self._shares = False  # another file system: no other file will
+            self._file.seek(start)
+            self._file.truncate()
+            return False
+        # As much as the header says, whatever the file has become since.
+        end = begin + member.size + -member.size % tarfile.BLOCKSIZE
+        os.ftruncate(self._file.fileno(), begin + member.size)
+        os.ftruncate(self._file.fileno(), end)
+        self._file.seek(end)
+        self._archive.offset += end - start  # what it believes to have written
+        return True
 
     def _add(self, member: tarfile.TarInfo, content: Any = None) -> None:
+        self._check_room(member)
+        self._archive.addfile(member, content)
+        self._archive.members = []  # type: ignore[attr-defined] # it would keep all of them
+
+    def _check_room(self, member: tarfile.TarInfo) -> None:
         if self._file.tell() + member.size > self._max_bytes:
             raise RefusedError(
                 "too_large", "the workspace is over %d bytes as an archive" % self._max_bytes
             )
-        self._archive.addfile(member, content)
-        self._archive.members = []  # type: ignore[attr-defined] # it would keep all of them
 
 
 def _entries(top: int) -> Iterator[Tuple[int, bytes, str, os.stat_result]]:
@@ -172,6 +207,7 @@ def _entries(top: int) -> Iterator[Tuple[int, bytes, str, os.stat_result]]:
 def _names(folder: int) -> List[bytes]:
     """Names in a folder, last first."""
     names = []
+    os.lseek(folder, 0, os.SEEK_SET)  # btrfs shows an open folder as it was when it was opened
     with os.scandir(folder) as entries:
         for entry in entries:
             names.append(os.fsencode(entry.name))
@@ -214,6 +250,18 @@ def _member(path: str, info: os.stat_result, attributes: Dict[str, str]) -> tarf
     return member
 
 
+def _aligned_header(member: tarfile.TarInfo, position: int) -> bytes:
+    """A header after which the content begins at a block, with a comment that fills it up; empty: none was found."""
+    filled = copy(member)
+    for size in range(0, reflinks.BLOCK + tarfile.BLOCKSIZE, tarfile.BLOCKSIZE):
+        if size:
+            filled.pax_headers = dict(member.pax_headers, comment="-" * size)
+        header = filled.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
+        if (position + len(header)) % reflinks.BLOCK == 0:
+            return header
+    return b""
+
+
 def _attributes(descriptor: int) -> Dict[str, str]:
     try:
         names = os.listxattr(descriptor)
@@ -231,11 +279,15 @@ class _Unpacker:
     def __init__(self, folder: int) -> None:
         self._top = folder
         self._clock = _Clock()
+        self._source = -1
+        self._shares = True
+        """Whether files may share blocks with the archive, as far as is known."""
         self._parent: Tuple[Tuple[bytes, ...], int] = ((), os.dup(folder))
         """The folder that was last filled, and a descriptor of it: most entries lie next to the one before."""
         self._folders: List[Tuple[Tuple[bytes, ...], tarfile.TarInfo]] = []
 
     def run(self, file: BinaryIO) -> int:
+        self._source = file.fileno()
         try:
             with tarfile.open(fileobj=file, mode="r:") as archive:
                 member = archive.next()
@@ -278,12 +330,28 @@ class _Unpacker:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FILE
         descriptor = os.open(name, flags, 0o600, dir_fd=parent)
         try:
-            content = archive.extractfile(member)
-            assert content is not None
-            _fill(descriptor, content, member.size)
+            if not self._share(archive, member, descriptor):
+                content = archive.extractfile(member)
+                assert content is not None
+                _fill(descriptor, content, member.size)
             _finish(descriptor, member, member.mode & _FILE_MODE)
         finally:
             os.close(descriptor)
+
+    def _share(self, archive: tarfile.TarFile, member: tarfile.TarInfo, target: int) -> bool:
+        """Have the new file and the archive share their blocks; False where they cannot."""
+        if not self._shares or member.size < _WORTH_SHARING or member.offset_data % reflinks.BLOCK:
+            return False
+        source = self._source
+        whole = member.size + -member.size % reflinks.BLOCK
+        end = os.fstat(source).st_size
+        if member.offset_data + member.size > end:
+            raise _no_archive("it ends in the middle of a file")
+        length = whole if member.offset_data + whole <= end else 0
+        self._shares = reflinks.share(target, 0, source, member.offset_data, length)
+        if self._shares:
+            os.ftruncate(target, member.size)
+        return self._shares
 
     def _make_link(self, member: tarfile.TarInfo, parent: int, name: bytes) -> None:
         first = _parts(member.linkname)

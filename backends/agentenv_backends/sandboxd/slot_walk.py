@@ -111,6 +111,7 @@ class Walk:
 
     def _entries(self, fd: int, wanted: Active, ignored: Active) -> List[_Entry]:
         found: List[_Entry] = []
+        os.lseek(fd, 0, os.SEEK_SET)  # btrfs shows an open folder as it was when it was opened
         with os.scandir(fd) as entries:
             for seen, entry in enumerate(entries):
                 if len(found) == MAX_LISTED_ENTRIES or (

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import Callable, Dict
 
+from .reflinks import nameless_file
+
 MAX_SNAPSHOTS = 512
 """That a host keeps at once."""
 MAX_ARCHIVE = 1 << 30
@@ -26,7 +28,7 @@ class Snapshot:
         """Its name with the helper for mounts; empty: there is none."""
         self.tree_bytes = 0
         self.archive = -1
-        """A memory file; -1: there is none."""
+        """A nameless file; -1: there is none."""
         self.archive_bytes = 0
         self.is_whole = False
         """Whether it can be used: not while it is being taken or put."""
@@ -35,7 +37,7 @@ class Snapshot:
 
     @property
     def size(self) -> int:
-        """Bytes of memory that it takes."""
+        """Bytes that it takes."""
         return self.tree_bytes + self.archive_bytes
 
     def keep_archive(self, descriptor: int) -> None:
@@ -51,10 +53,13 @@ class Snapshot:
 
 
 class SnapshotStore:
-    """Snapshots by the names that the driver gave them. `drop_tree` has the helper for mounts let go of a tree."""
+    """Snapshots by the names that the driver gave them. `drop_tree` has the helper for mounts let go of a tree;
+    archives lie in `folder`, or in memory where none is given.
+    """
 
-    def __init__(self, drop_tree: Callable[[str], None]) -> None:
+    def __init__(self, drop_tree: Callable[[str], None], folder: str = "") -> None:
         self._drop_tree = drop_tree
+        self._folder = folder
         self._kept: Dict[str, Snapshot] = {}
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         self._max_bytes = memory // _SHARE_OF_MEMORY
@@ -63,6 +68,12 @@ class SnapshotStore:
     def room(self) -> int:
         """Bytes that further snapshots may take."""
         return max(0, self._max_bytes - sum(kept.size for kept in self._kept.values()))
+
+    def new_file(self) -> int:
+        """An empty file for an archive. Raises `OSError`."""
+        if self._folder:
+            return nameless_file(self._folder)
+        return os.memfd_create("snapshot", os.MFD_CLOEXEC)
 
     def new(self, name: str) -> Snapshot:
         """A snapshot that is not whole yet. Raises `RefusedSnapshotError`."""
@@ -103,7 +114,7 @@ class SnapshotStore:
 
     def _append(self, name: str, snapshot: Snapshot, part: bytes) -> None:
         if snapshot.archive < 0:
-            snapshot.keep_archive(os.memfd_create("snapshot", os.MFD_CLOEXEC))
+            snapshot.keep_archive(self.new_file())
         if len(part) > self.room or snapshot.archive_bytes + len(part) > MAX_ARCHIVE:
             raise RefusedSnapshotError("snapshot %r is too large for this host" % name)
         os.pwrite(snapshot.archive, part, snapshot.archive_bytes)

@@ -1,9 +1,10 @@
 """Snapshots of workspaces: taken of slots, given to other slots, carried to other hosts.
 
-A snapshot is a *tree*, a mount that the helper for mounts holds (`mounts.py`), or an *archive*, a memory file. A tree
-is given to a slot by an overlay, in about a millisecond; an archive is packed and unpacked by the slot's own init, with
-the slot's own rights and limits. Where the kernel allows trees, an archive becomes one with the first slot that it is
-unpacked in; where it refuses at some moment, the archive's way is taken.
+A snapshot is a *tree*, a mount that the helper for mounts holds (`mounts.py`), or an *archive*, a nameless file: in
+memory, or where the slots' files are if those can share blocks with it (`reflinks.py`). A tree is given to a slot by an
+overlay, in about a millisecond; an archive is packed and unpacked by the slot's own init, with its own rights and
+limits. Where the kernel allows trees, an archive becomes one with the first slot that it is unpacked in; where it
+refuses at some moment, the archive's way is taken.
 
 What takes several steps is a generator: it yields what begins a step, and is sent the step's result.
 """
@@ -72,7 +73,7 @@ class Snapshots:
         self._overlays = overlays
         self._flush = flush
         self._end = end
-        self._store = SnapshotStore(self._drop_tree)
+        self._store = SnapshotStore(self._drop_tree, launcher.clones_in)
         self._mounter: Optional[Mounter] = None
         """The helper, once there was need of one."""
         self._jobs: Set[_Job] = set()
@@ -191,7 +192,7 @@ class Snapshots:
         slot.was_used = True
         yield from _ask_init(slot, {"op": "kill"})
         if not (yield from self._freeze(slot, snapshot)):
-            archive = os.memfd_create("snapshot", os.MFD_CLOEXEC)
+            archive = self._store.new_file()
             try:
                 header = {"op": "pack", "max": min(MAX_ARCHIVE, self._store.room)}
                 yield from _ask_init(slot, header, archive)
@@ -294,7 +295,7 @@ class Snapshots:
     def _pack_tree(self, snapshot: Snapshot) -> _Work:
         if not snapshot.tree:
             raise RefusedSnapshotError("the snapshot is lost: the helper for mounts died")
-        archive = os.memfd_create("snapshot", os.MFD_CLOEXEC)
+        archive = self._store.new_file()
         try:
             most = min(MAX_ARCHIVE, self._store.room)
             answer = yield self._mounting("pack", snapshot.tree, archive, max_bytes=most)

@@ -18,7 +18,9 @@ def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
 def _finds(monkeypatch: pytest.MonkeyPatch, *swept: Swept) -> list[tuple[tuple[str, ...], bool]]:
     asked = []
 
-    async def clean_up(backends: tuple[str, ...] = (), *, remove: bool = True) -> list[Swept]:
+    async def clean_up(
+        backends: tuple[str, ...] = (), *, remove: bool = True, images: bool = False
+    ) -> list[Swept]:
         asked.append((backends, remove))
         return list(swept)
 

@@ -320,6 +320,10 @@ def test_a_nested_backend_is_set_by_flags():
         ),
         (["--env.backend.type", "moon"], r"backend type 'moon' is not offered"),
         (["--env.backend.slotz", "1"], r"did you mean env\.backend\.slots"),
+        (
+            ["--env.backend.type", "docker", "--env.backend.run_as_root", "true"],
+            r"env\.backend .*: run_as_root true needs slots 1",
+        ),
         (["--env.group_size", "0"], r"env\.group_size = '0' .*accepted: integer >= 1"),
         (
             ["--env.turn_timeout_s", "9999"],

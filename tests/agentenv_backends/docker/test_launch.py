@@ -6,6 +6,7 @@ import asyncio
 import pytest
 
 from agentenv_backends.config import DockerConfig
+from agentenv_backends.docker import engine as engine_module
 from agentenv_backends.docker import provider as provider_module
 from agentenv_backends.docker.engine import Engine
 from agentenv_backends.docker.provider import DockerProvider
@@ -166,6 +167,40 @@ async def test_a_launch_cancelled_while_the_engine_creates_removes_what_comes_of
     with pytest.raises(asyncio.CancelledError):
         await launch
     assert "remove" in engine.calls
+    assert not engine.containers
+
+
+async def test_an_engine_that_stands_still_keeps_nobody_who_wants_to_leave(engine):
+    provider = await prepared(engine)
+    host = await provider.launch("h1")
+    goes_on = asyncio.Event()
+    for call in ("create", "remove", "version"):
+        engine.faults[call] += [after(goes_on)] * 20
+    launch = asyncio.create_task(provider.launch("h2"))
+    while "create" not in engine.calls:
+        await asyncio.sleep(0.001)
+    launch.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await launch
+    with pytest.raises(EngineError, match=r"did not answer.*the container ends by itself"):
+        await host.close()
+    assert not goes_on.is_set()
+    goes_on.set()
+
+
+async def test_an_engine_that_is_slow_but_answers_is_waited_for(engine, monkeypatch):
+    monkeypatch.setattr(engine_module, "_LOOK_S", 0.01)
+    provider = await prepared(engine)
+    host = await provider.launch("h1")
+    removes = asyncio.Event()
+    engine.faults["remove"].append(after(removes))
+    engine.calls.clear()
+    closing = asyncio.create_task(host.close())
+    while engine.calls.count("version") < 3:
+        await asyncio.sleep(0.001)
+    assert not closing.done()
+    removes.set()
+    await closing
     assert not engine.containers
 
 

@@ -41,7 +41,8 @@ async def test_a_missing_image_is_refused_with_the_engines_words():
     with pytest.raises(BackendUnavailableError, match=r"docker pull agentenv-test:nowhere"):
         await DockerProvider(small(image="agentenv-test:nowhere")).prepare()
     with pytest.raises(
-        BackendUnavailableError, match=r"did not pull image 127\.0\.0\.1:1/no:1: .+"
+        BackendUnavailableError,
+        match=r"did not pull image 127\.0\.0\.1:1/no:1: .+image: .*pull: .always.*docker login",
     ):
         await DockerProvider(small(image="127.0.0.1:1/no:1", pull="always")).prepare()
 
