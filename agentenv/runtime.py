@@ -17,7 +17,6 @@ from agentenv.policy.base import SharedPolicy
 from agentenv.reasoning import chat_options, template_options
 from agentenv.rollout import RolloutLimits, finish, rollout
 from agentenv.session import ChatSession, TokenSession
-from agentenv.tokens.renderer import TokenRenderer, load_renderer
 from agentenv.workbench import ExecutorWorkbench
 from agentenv_backends.errors import CapabilityError
 from agentenv_tools import ToolExecutor, ToolExecutorConfig
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from agentenv.serve.checkpoint import Checkpoints
     from agentenv.session import Session
     from agentenv.task import Task, Verifier
+    from agentenv.tokens.renderer import TokenRenderer
     from agentenv.types import Item
     from agentenv_backends.base import Backend
     from agentenv_tools.base import Tool
@@ -263,6 +263,8 @@ class EnvRuntime:
 
     def _load_renderer(self) -> TokenRenderer:
         from transformers import AutoTokenizer  # noqa: PLC0415 - takes seconds to import
+
+        from agentenv.tokens.renderer import load_renderer  # noqa: PLC0415 - it too
 
         name = self.config.tokenizer_name
         try:
