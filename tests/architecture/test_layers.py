@@ -1,6 +1,9 @@
 """Imports go one way: backends <- tools <- agentenv <- environments."""
 
 import ast
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -37,8 +40,6 @@ def test_a_layer_imports_only_itself_and_the_layers_below(name: str, folder: Pat
 
 
 def test_sandboxd_needs_nothing_but_the_standard_library():
-    import sys
-
     for file in (ROOT / "backends/agentenv_backends/sandboxd").glob("*.py"):
         foreign = imported_packages(file) - set(sys.stdlib_module_names) - {"agentenv_backends"}
         assert not foreign, f"{file.name} imports {foreign}"
@@ -49,3 +50,13 @@ def test_the_four_source_roots_hold_one_package_each():
         assert not (ROOT / folder / "__init__.py").exists()
         packages = [p.name for p in (ROOT / folder).iterdir() if (p / "py.typed").exists()]
         assert packages == [f"agentenv_{folder}"]
+
+
+def test_importing_the_framework_loads_no_model_library_and_no_extra():
+    """They take seconds and a hundred megabytes, which a command or a server that needs none should not pay."""
+    dear = ["transformers", "renderers", "torch", "trl", "wandb", "aiodocker", "mcp", "matplotlib"]
+    program = (
+        f"import sys, json, agentenv; print(json.dumps([m for m in {dear} if m in sys.modules]))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    assert json.loads(done.stdout) == []
