@@ -173,7 +173,9 @@ class Store:
                 else:
                     connection.executemany(statement.sql, statement.many)
             connection.execute("commit")
-        except (sqlite3.Error, OverflowError) as error:
+        except (
+            Exception
+        ) as error:  # of values SQLite cannot hold, too: later changes must not suffer for them
             with suppress(sqlite3.Error):  # sqlite itself rolls back after some errors
                 connection.execute("rollback")
             logger.exception("%s cannot be written", self.path)

@@ -131,6 +131,9 @@ BAD: list[tuple[dict[str, Any], list[str | int]]] = [
     ({"messages": [{"role": "user", "content": ""}]}, ["messages", 0]),
     ({"env_id": "x"}, ["env_id"]),
     ({"env_id": [1]}, ["env_id"]),
+    ({"env_id": 2**40}, ["env_id"]),
+    ({"images": "\ud800"}, ["images"]),
+    ({"group_id": "\ud800"}, ["group_id"]),
     ({"policy_version": -1}, ["policy_version"]),
     ({"group_id": "x" * 500}, ["group_id"]),
 ]  # fmt: skip

@@ -149,6 +149,23 @@ async def test_a_weight_that_makes_no_sense_breaks_nothing():
         assert (await api.get("/status-env", {"env_id": env_id}))["env_weight"] == 1.0
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"group_size": 0},
+        {"group_size": 2**40},
+        {"weight": float("nan")},
+        {"max_token_length": 10**400},
+        {"desired_name": None},
+    ],
+)
+async def test_an_environment_whose_numbers_make_no_sense_is_refused(wrong: dict[str, object]):
+    async with served() as api:
+        await api.start_training()
+        answer = await api.call("POST", "/register-env", env_registration(**wrong))
+        assert answer.status == 422
+
+
 async def test_an_unknown_environment_is_told_so():
     async with served() as api:
         answer = await api.call("GET", "/status-env", {"env_id": 3})
