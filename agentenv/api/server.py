@@ -61,6 +61,8 @@ DEFAULT_PORT = 8000
 SERVER_NAME = "agentenv"
 RETRY_AFTER_S = 5
 """What a sender is told when the queue is full."""
+_LEFT = 499
+"""Nobody reads it."""
 _SHUTDOWN_S = 1.0
 """How long aiohttp waits for connections, once no call is under way any more."""
 _OPEN_PATHS = frozenset({"/health"})
@@ -154,8 +156,9 @@ class TrajectoryServer:
                 self.settings, request.headers.get("Host", ""), request.headers.get("Origin")
             )
             return await handler(request)
-        except ConnectionError:  # the caller left
-            raise
+        except ConnectionError as error:
+            logger.info("%s %s: the caller left: %s", request.method, request.path, error)
+            return web.Response(status=_LEFT)
         except Exception as error:  # noqa: BLE001 - whatever it is, the caller gets an answer
             return _failure(request, error)
         finally:
