@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
+import sqlite3
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -34,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 _THREADS = 4
 _CHUNK_BYTES = 200_000
-_SYNC_EVERY_S = 1.0
+_SYNC_EVERY_S = 0.25
 _SWEEPS = 4
 """How often, within the time an environment may be silent, silence is looked for."""
 
@@ -246,8 +247,8 @@ class TrajectoryService:
         while True:
             await asyncio.sleep(_SYNC_EVERY_S)
             try:
-                await asyncio.to_thread(self._store.sync)
-            except OSError as error:
+                await self.in_thread(self._store.sync)
+            except (OSError, sqlite3.Error) as error:
                 logger.warning("%s cannot be synced: %s", self.database, error)
 
     async def _sweep(self) -> None:

@@ -43,7 +43,7 @@ class ApiSettings:
     max_inflated_bytes: int = 1 << 30
     """Of one request, when it is unpacked."""
     sync_every_commit: bool = False
-    """Answer only after the disk has it, so that a power failure loses nothing either. Else it has once a second."""
+    """Answer only after the disk has it, so that a power failure loses nothing either. Else it has soon after."""
     accept_misaligned_advantages: bool = False
     """Take groups whose advantages have not one number a token."""
 

@@ -38,6 +38,7 @@ DATABASE_NAME = "trajectories.db"
 
 _PAGE_BYTES = 16_384
 _CHECKPOINT_PAGES = 64_000_000 // _PAGE_BYTES
+_LONG_LOG_BYTES = 8_000_000
 _CACHE_KIB = 16_000
 _MAX_GATHERED = 512
 _BUSY_S = 30.0
@@ -103,14 +104,20 @@ class Store:
         self._epoch += 1
 
     def sync(self) -> None:
-        """Bring the commits so far to the disk, if that has not been done. Blocking; commits go on beside it.
+        """Bring the commits so far to the disk, and those of a long log into the database file. Commits go on beside it.
 
-        Raises `OSError` when the disk fails.
+        Blocking. Raises `OSError` or `sqlite3.Error` when the disk fails.
         """
         if not self._unsynced:
             return
         self._unsynced = False
-        log = os.open(self.path.with_name(self.path.name + "-wal"), os.O_RDONLY | os.O_CLOEXEC)
+        path = self.path.with_name(self.path.name + "-wal")
+        if (
+            path.stat().st_size > _LONG_LOG_BYTES
+        ):  # or a commit would have to do it, and its callers wait
+            self._reader().execute("pragma wal_checkpoint(passive)").fetchall()
+            return
+        log = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             os.fsync(log)
         finally:

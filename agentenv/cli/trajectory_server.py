@@ -26,7 +26,7 @@ _SWITCH_INTERVAL_S = 0.001
 _HELP = """
 Trainers and environments of the Atropos protocol work with it as they are. Everything acknowledged is in the database
 named by --data, and survives a kill of the server; one that is started again with the same database goes on where the
-last stopped. A power failure may take the last second with it, unless every commit is synced.
+last stopped. A power failure may take the last moments with it, unless every commit is synced.
 Without --data the database is a temporary one: it is removed when the server is told to stop, and a server that was
 killed starts empty.
 
@@ -74,7 +74,7 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sync-every-commit",
         action="store_true",
-        help="answer only after the disk has it, which survives a power failure (default: synced once a second)",
+        help="answer only after the disk has it, which survives a power failure (default: soon after)",
     )
     parser.add_argument(
         "--accept-misaligned-advantages",
