@@ -152,12 +152,24 @@ class TrajectoryService:
 
     def check_room(self) -> None:
         """Raises `QueueFullError` when no group may come now."""
-        if self._state.bytes >= self.settings.max_queue_bytes:
+        reason = self._why_full()
+        if reason:
             self._state.counts["refused_full"] += 1
-            raise QueueFullError(
-                f"{self._state.bytes} bytes of groups wait for the trainer, "
-                f"{self.settings.max_queue_bytes} may; come again later"
+            raise QueueFullError(f"{reason}; come again later")
+
+    def _why_full(self) -> str:
+        kept, wanted = self._state.bytes, self.settings.min_free_bytes
+        if kept >= self.settings.max_queue_bytes:
+            return (
+                f"{kept} bytes of groups wait for the trainer, {self.settings.max_queue_bytes} may"
             )
+        folder = self.database.parent
+        if shutil.disk_usage(folder).free >= 2 * wanted:
+            return ""  # not worth asking the database
+        room = self._store.room()
+        if room >= wanted:
+            return ""
+        return f"the disk of {folder} has room for {room} bytes more, and {wanted} must stay free"
 
     def count_refused(self) -> None:
         """A group was invalid."""

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import queue
+import shutil
 import sqlite3
 import threading
 from collections import Counter
@@ -40,6 +41,7 @@ _PAGE_BYTES = 16_384
 _CHECKPOINT_PAGES = 64_000_000 // _PAGE_BYTES
 _LONG_LOG_BYTES = 8_000_000
 _CACHE_KIB = 16_000
+_SIZES = "select * from pragma_freelist_count, pragma_page_count, pragma_page_size"
 _MAX_GATHERED = 512
 _BUSY_S = 30.0
 _CLOSE_S = 60.0
@@ -144,6 +146,15 @@ class Store:
                 raise TrajectoryStoreError(f"group {seq} is not in {self.path}")
             yield row[0]
 
+    def room(self) -> int:
+        """Bytes that may still be written: what is free on the disk, and pages of the file that nothing uses.
+
+        Pages that are in the write-ahead log alone are counted as written: the file will grow by them.
+        """
+        unused, pages, page_bytes = self._reader().execute(_SIZES).fetchone()
+        growth = max(0, int(pages * page_bytes) - self.path.stat().st_size)
+        return shutil.disk_usage(self.path.parent).free - growth + int(unused * page_bytes)
+
     def load(self) -> ServerState:
         """All that is known, without the groups' bodies. Blocking."""
         with closing(self._connect()) as connection:
@@ -238,6 +249,8 @@ class Store:
             self.path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False
         )
         connection.execute(f"pragma cache_size = -{_CACHE_KIB}")
+        # Some builds overwrite what is deleted, which writes each group a second time.
+        connection.execute("pragma secure_delete = off")
         return connection
 
 
@@ -282,11 +295,12 @@ def _load(connection: sqlite3.Connection) -> ServerState:
     entries = {
         row[0]: Entry(*row) for row in connection.execute("select * from groups order by seq")
     }
+    last_seq = max(entries, default=0)
     _load_batches(connection, state, entries)
     _load_queue(state, entries.values())
     for group_id, seq, answer in connection.execute("select * from answers order by seq"):
         state.answers[group_id] = (seq, json.loads(answer))
-    state.next_seq = 1 + max([*entries, *(seq for seq, _ in state.answers.values()), 0])
+    state.next_seq = 1 + max([last_seq, *(seq for seq, _ in state.answers.values())])
     state.next_batch_id = meta.get("next_batch_id", 1)
     state.latest = _load_latest(connection)
     return state

@@ -66,6 +66,7 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         ("--env-timeout-s", float, "SECONDS", "how long an environment may be silent and be waited for (60)"),
         ("--max-staleness", int, "STEPS", "drop groups whose policy is more steps older at hand-out (off)"),
         ("--max-queue-bytes", int, "N", "packed bytes of groups kept; then senders get 503 (16 GiB)"),
+        ("--min-free-bytes", int, "N", "room on the disk that no new group may use (256 MiB)"),
         ("--max-body-bytes", int, "N", "of one request (256 MiB)"),
         ("--max-inflated-bytes", int, "N", "of one request, unpacked (1 GiB)"),
     ]  # fmt: skip
