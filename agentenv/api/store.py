@@ -106,9 +106,9 @@ class Store:
         self._epoch += 1
 
     def sync(self) -> None:
-        """Bring the commits so far to the disk, and those of a long log into the database file. Commits go on beside it.
+        """Bring the commits so far to the disk, and those of a long log into the database file.
 
-        Blocking. Raises `OSError` or `sqlite3.Error` when the disk fails.
+        Blocking; commits go on beside it. Raises `OSError` or `sqlite3.Error` when the disk fails.
         """
         if not self._unsynced:
             return
