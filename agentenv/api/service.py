@@ -219,13 +219,11 @@ class TrajectoryService:
 
     def _piece(self, entries: Sequence[Entry], *, binary: bool) -> bytes:
         bodies = self._store.bodies([entry.seq for entry in entries])
-        pairs = zip(entries, bodies, strict=True)
-        if binary:
-            return b"".join(frame(entry, body) for entry, body in pairs)
-        return b",".join(
-            group_json(PackedGroup(body, entry.rows, entry.env_id, entry.policy_version))
-            for entry, body in pairs
+        groups = (
+            PackedGroup(body, entry.rows, entry.env_id, entry.policy_version, entry.group_id)
+            for entry, body in zip(entries, bodies, strict=True)
         )
+        return b"".join(map(frame, groups)) if binary else b",".join(map(group_json, groups))
 
     # ---- machinery ----
 

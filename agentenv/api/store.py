@@ -16,7 +16,7 @@ import shutil
 import sqlite3
 import threading
 from collections import Counter
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -226,31 +226,36 @@ class Store:
     # ---- the file ----
 
     def _prepared(self) -> sqlite3.Connection:
-        try:
-            connection = self._connect()
-            fresh = not connection.execute("select count(*) from sqlite_master").fetchone()[0]
-            if fresh:
-                connection.execute(f"pragma page_size = {_PAGE_BYTES}")
-            connection.execute("pragma journal_mode = wal")
-            level = "full" if self._sync_every_commit else "normal"
-            connection.execute(f"pragma synchronous = {level}")
-            connection.execute(f"pragma wal_autocheckpoint = {_CHECKPOINT_PAGES}")
-            if fresh:
-                _make_tables(connection)
-            _check_format(connection)
-        except sqlite3.Error as error:
-            raise ConfigError(
-                f"the database {self.path} cannot be used: {error}; name another file"
-            ) from error
+        with ExitStack() as opened:
+            try:
+                connection = opened.enter_context(closing(self._connect()))
+                self._prepare(connection)
+            except sqlite3.Error as error:
+                raise ConfigError(
+                    f"the database {self.path} cannot be used: {error}; name another file"
+                ) from error
+            opened.pop_all()
         return connection
+
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        fresh = not connection.execute("select count(*) from sqlite_master").fetchone()[0]
+        if fresh:
+            connection.execute(f"pragma page_size = {_PAGE_BYTES}")
+        connection.execute("pragma journal_mode = wal")
+        level = "full" if self._sync_every_commit else "normal"
+        connection.execute(f"pragma synchronous = {level}")
+        connection.execute(f"pragma wal_autocheckpoint = {_CHECKPOINT_PAGES}")
+        # Some builds overwrite what is deleted, which writes each group a second time.
+        connection.execute("pragma secure_delete = off")
+        if fresh:
+            _make_tables(connection)
+        _check_format(connection)
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(
             self.path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False
         )
         connection.execute(f"pragma cache_size = -{_CACHE_KIB}")
-        # Some builds overwrite what is deleted, which writes each group a second time.
-        connection.execute("pragma secure_delete = off")
         return connection
 
 
