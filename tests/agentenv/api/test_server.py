@@ -1,3 +1,4 @@
+import asyncio
 import gzip
 import json
 
@@ -149,6 +150,23 @@ async def test_a_weight_that_makes_no_sense_breaks_nothing():
         assert (await api.get("/status-env", {"env_id": env_id}))["env_weight"] == 1.0
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"group_size": 0},
+        {"group_size": 2**40},
+        {"weight": float("nan")},
+        {"max_token_length": 10**400},
+        {"desired_name": None},
+    ],
+)
+async def test_an_environment_whose_numbers_make_no_sense_is_refused(wrong: dict[str, object]):
+    async with served() as api:
+        await api.start_training()
+        answer = await api.call("POST", "/register-env", env_registration(**wrong))
+        assert answer.status == 422
+
+
 async def test_an_unknown_environment_is_told_so():
     async with served() as api:
         answer = await api.call("GET", "/status-env", {"env_id": 3})
@@ -283,6 +301,24 @@ async def test_a_batch_whose_lease_has_ended_goes_to_another_and_the_first_is_re
         assert (await api.get("/status"))["current_step"] == 1
 
 
+async def test_a_batch_whose_taker_left_in_the_middle_goes_to_the_next():
+    async with served() as api:
+        await api.start_training()
+        groups = [make_group(2, 400_000, seed) for seed in range(2)]
+        await api.post("/scored_data_list", groups)
+        host, port = api.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port), limit=1_024)
+        writer.write(f"GET /batch HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+        assert (await reader.readexactly(12)) == b"HTTP/1.1 200"
+        writer.transport.abort()
+        batch = None
+        while batch is None:
+            batch = (await api.get("/batch", **{"Accept-Encoding": "identity"}))["batch"]
+        assert [group["tokens"] for group in batch] == [group["tokens"] for group in groups]
+        status = await api.get("/status")
+        assert (status["current_step"], status["bytes"], status["leases"]) == (1, 0, [])
+
+
 async def test_a_group_sent_twice_under_one_id_is_kept_once():
     async with served() as api:
         await api.start_training()
@@ -315,6 +351,14 @@ async def test_a_full_server_tells_senders_to_come_again():
         assert int(answer.headers["Retry-After"]) > 0
         assert (await api.get("/batch"))["batch"] is not None
         assert (await api.call("POST", "/scored_data", make_group())).status == 200
+
+
+async def test_room_is_left_on_the_disk_to_hand_batches_out():
+    async with served(ApiSettings(min_free_bytes=1 << 60)) as api:
+        await api.start_training()
+        answer = await api.call("POST", "/scored_data", make_group())
+        assert (answer.status, answer.json["kind"]) == (503, "full")
+        assert "must stay free" in answer.json["detail"]
 
 
 async def test_pause_and_resume_reach_the_environments():
@@ -354,8 +398,11 @@ async def test_an_environment_that_falls_silent_is_not_waited_for_until_it_speak
         batch = None
         while batch is None:  # a hang ends with the suite's own deadline
             batch = (await api.get("/batch"))["batch"]
-        environments = (await api.get("/status"))["environments"]
-        assert environments[silent]["expired"]
+        assert (await api.get("/status"))["environments"][silent]["expired"]
+        await api.get("/status-env", {"env_id": silent})
+        assert not (await api.get("/status"))["environments"][silent]["expired"]
+        while not (await api.get("/status"))["environments"][silent]["expired"]:
+            await asyncio.sleep(0)
         again = await api.post("/register-env", env_registration(desired_name="b"))
         assert (again["env_id"], again["wandb_name"]) == (silent, "b_0")
 
