@@ -143,6 +143,7 @@ class _Serving:
         self._total_steps = config.total_steps
         self._status: EnvStatus | None = None
         self._heard = asyncio.Event()
+        self._lifting: asyncio.Task[None] | None = None
         self._session.on_look = self._look
         self._session.on_rejoin = self._fit
         self._sent = self._sent_at_look = self._sent_in_status = self._in_hand = 0
@@ -217,7 +218,7 @@ class _Serving:
         self._collector = collector = self._new_collector()
         self._memory.restore(collector, self._session.joined.starting_step)
         self._progress.started(self.env.runtime.backend.stats)
-        requests.on_stop = lambda: collector.stop(STOP_GRACE_S)
+        requests.on_stop = self._stop
         async with LagMonitor() as lag:
             try:
                 async with collector:
@@ -228,6 +229,12 @@ class _Serving:
                 self._progress.ended(loop_lag_p99_s=lag.p99_s)
         logger.info("collection has ended at step %d of %d", self._step, self._total_steps)
         await self._wind_up()
+
+    def _stop(self) -> None:
+        """What the first signal does."""
+        assert self._collector is not None, "set before this is"
+        self._collector.stop(STOP_GRACE_S)
+        self._lifting = asyncio.create_task(self._outbox.lift_bound())
 
     async def _wind_up(self) -> None:
         """After the last group: send what can be sent, keep the state."""
