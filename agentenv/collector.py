@@ -72,7 +72,7 @@ class Collector:
         self.policy_version: int | None = None
         """The trainer's step now: what groups started from here on are stamped with."""
         self.admits: Callable[[], bool] = lambda: True
-        """Asked before every start, whether one more group may be."""
+        """Asked before every start, whether one more group may be; again when a group ends, and by `reconsider`."""
         self.started = self.dropped = 0
         """Groups begun, and items dropped for good, so far."""
         self._progress = progress or QuietProgress()
@@ -115,6 +115,10 @@ class Collector:
     def resume(self) -> None:
         """Start groups again."""
         self._paused = False
+        self._changed.set()
+
+    def reconsider(self) -> None:
+        """Ask `admits` again: what it depends on has changed."""
         self._changed.set()
 
     def withdraw(self, which: Callable[[GroupUnderWay], bool], reason: str) -> int:

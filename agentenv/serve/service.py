@@ -372,6 +372,7 @@ class _Serving:
         most = self._evaluations.workers(self.env.workers)
         collector.limit = self._limit.groups(_queue(status, self._unseen), most)
         self._withdraw_stale(collector)
+        collector.reconsider()
 
     def _pause_or_resume(self, collector: Collector, *, paused: bool) -> None:
         if paused:

@@ -134,8 +134,7 @@ async def test_groups_reach_the_server_with_what_a_trainer_needs_until_it_has_en
 async def test_it_waits_for_a_trainer_before_it_starts_anything(tmp_path: Path):
     env, link = mixed(), FakeLink(started=False)
     async with serving(env, link, tmp_path) as running:
-        for _ in range(5):
-            await asyncio.sleep(0.005)
+        await until(lambda: link.knocks >= 3)
         assert not policy_of(env).started
         link.away = True
         await asyncio.sleep(0.02)
@@ -150,8 +149,7 @@ async def test_no_more_groups_wait_than_the_trainer_allows_and_taking_some_lets_
     env, link = mixed(max_batches_offpolicy=2, max_num_workers=8), FakeLink(batch_size=4)
     async with serving(env, link, tmp_path):
         await until(lambda: len(link.groups) >= 4)
-        looks = link.looks
-        await until(lambda: link.looks > looks + 10)
+        await seen(link)
         assert len(link.groups) == 4
         assert link.train()
         await until(lambda: len(link.groups) == 6)
@@ -247,8 +245,7 @@ async def test_a_policy_pause_holds_rollouts_and_loses_none(tmp_path: Path):
         await until(lambda: env.runtime.gate.paused)
         await until(lambda: policy_of(env).in_use == 0)
         requests = len(policy_of(env).requests)
-        looks = link.looks
-        await until(lambda: link.looks > looks + 5)
+        await seen(link)
         assert len(policy_of(env).requests) == requests
         link.paused = False
         await until(lambda: len(link.groups) >= 6)
@@ -282,6 +279,12 @@ class Evaluated(MixedEnv):
         return {"eval/solved": 0.5}
 
 
+async def seen(link: FakeLink) -> None:
+    """Wait until the environment has acted on how things stand now."""
+    looks = link.looks
+    await until(lambda: link.looks > looks + 5)
+
+
 async def fill(link: FakeLink) -> None:
     await until(link.train)
 
@@ -292,8 +295,8 @@ async def test_evaluation_stops_new_groups_and_restarts_none(tmp_path: Path):
         await fill(link)
         await until(lambda: env.begun)
         await until(lambda: running.progress.counters.groups_running == 0)
-        requests, looks = len(policy_of(env).requests), link.looks
-        await until(lambda: link.looks > looks + 5)
+        requests = len(policy_of(env).requests)
+        await seen(link)
         assert len(policy_of(env).requests) == requests
         assert running.progress.counters.groups_retried == 0
         while link.train():
@@ -325,8 +328,7 @@ async def test_a_limited_evaluation_leaves_a_share_of_the_workers(tmp_path: Path
         while link.train():
             pass
         await until(lambda: running.progress.counters.groups_running == 2)
-        looks = link.looks
-        await until(lambda: link.looks > looks + 5)
+        await seen(link)
         assert running.progress.counters.groups_running == 2
         env.go_on.set()
         await until(lambda: link.train() or running.progress.counters.groups_running == 4)
@@ -484,6 +486,19 @@ async def test_admission_keeps_every_group_fresh_enough(tmp_path: Path):
         assert not running.progress.counters.retries
 
 
+async def test_on_policy_training_goes_on_batch_by_batch(tmp_path: Path):
+    env = mixed(staleness={"max_steps": 0}, max_num_workers=2)
+    link = FakeLink(batch_size=4)
+    async with serving(env, link, tmp_path) as running:
+        for step in range(5):
+            await until(lambda: link.queued == 2)
+            await seen(link)
+            assert len(link.groups) == 2 * (step + 1)
+            assert {group.policy_version for group in link.groups[-2:]} == {step}
+            assert link.train()
+        assert not running.progress.counters.retries
+
+
 async def test_the_first_signal_sends_what_is_finished_keeps_a_checkpoint_and_says_goodbye(
     tmp_path: Path,
 ):
@@ -518,7 +533,7 @@ async def test_the_second_signal_ends_groups_that_hang(tmp_path: Path):
 async def test_one_signal_ends_the_wait_for_a_trainer(tmp_path: Path):
     env, link = mixed(), FakeLink(started=False)
     async with serving(env, link, tmp_path, handle_signals=True) as running:
-        await asyncio.sleep(0.02)
+        await until(lambda: link.knocks)
         os.kill(os.getpid(), signal.SIGINT)
         await asyncio.wait_for(running.task, 30)
     assert not policy_of(env).started
