@@ -31,7 +31,7 @@ from agentenv.run.progress import QuietProgress
 from agentenv.stopping import settled
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Sequence
 
     from agentenv.collected import GroupUnderWay
     from agentenv.env import AgentEnv
@@ -148,6 +148,20 @@ class Collector:
     def waiting(self) -> int:
         """Items that wait to be tried again."""
         return len(self._state.backlog)
+
+    @property
+    def unfinished(self) -> list[Item]:
+        """Items that were fetched and of which nobody has taken a group. Those that were dropped are not among them."""
+        state = self._state
+        work = sorted((*state.running.values(), *state.backlog), key=lambda w: w.index)
+        ready = [collected.item for collected in state.ready]
+        return [*ready, *(held.item for held in work), *self.items.held]
+
+    def take_up(self, items: Sequence[Item]) -> None:
+        """Work on these items before the dataset's next: an earlier collection fetched them and did not finish."""
+        for item in items:
+            self._take(item)
+        self._changed.set()
 
     @property
     def untaken(self) -> int:
@@ -302,6 +316,7 @@ class Collector:
         for task in tasks:
             if not task.cancelled() and task.exception():
                 logger.warning("a group failed while it was being ended: %s", task.exception())
+        state.backlog.extendleft(work for task, work in state.running.items() if task.cancelled())
         state.running.clear()
         state.fetching = None
 

@@ -376,6 +376,28 @@ async def test_a_restart_goes_on_where_the_checkpoint_says(tmp_path: Path):
     assert json.loads((folder / "step-2.json").read_bytes())["next_item"] == kept
 
 
+async def test_items_under_way_at_a_checkpoint_are_worked_on_after_it(tmp_path: Path):
+    class Stuck(Positioned):
+        async def collect_trajectories(self, item: Item) -> Any:
+            if item == 0 and self.blocks:
+                await asyncio.Event().wait()
+            self.worked = [*getattr(self, "worked", []), item]
+            return await super().collect_trajectories(item)
+
+        blocks = True
+
+    link = FakeLink(batch_size=4, checkpoint_interval=1)
+    async with serving(made(Stuck), link, tmp_path):
+        await fill(link)
+        file = tmp_path / "env_checkpoints/echo_0/step-1.json"
+        await until(file.exists)
+    assert 0 in json.loads(file.read_bytes())["agentenv"]["items"]
+    again = made(Stuck)
+    again.blocks = False
+    async with serving(again, link, tmp_path):
+        await until(lambda: 0 in getattr(again, "worked", []))
+
+
 async def test_the_curriculum_remembers_over_a_restart_and_the_environment_sees_none_of_it(
     tmp_path: Path,
 ):
