@@ -60,7 +60,7 @@ async def serve(
     *,
     progress: Progress | None = None,
     handle_signals: bool = True,
-    poll_s: float = 0.25,
+    poll_s: float = 0.1,
 ) -> dict[str, Any]:
     """Wait for a trainer, set the environment up, feed the trainer until it has enough, shut down.
 
