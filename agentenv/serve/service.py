@@ -17,6 +17,7 @@ from agentenv.api.client import EnvRegistration
 from agentenv.api.group import GroupError
 from agentenv.collected import CollectorSettings
 from agentenv.collector import Collector
+from agentenv.errors import ApiRefusedError, ConfigError
 from agentenv.lag import LagMonitor
 from agentenv.records import group_casts
 from agentenv.rollout import finish
@@ -132,13 +133,23 @@ class _Serving:
     async def run(self, requests: StopRequests) -> None:
         """Everything up to the shut-down."""
         self.env.runtime.require_tokens()
-        await self._session.join()
+        await self._join()
         self._steering.fit()
         await self._memory.joined(self._session.joined)
         await self._reports.joined(self._session.joined, self._session.info, self._link)
         await side_by_side(
             self._work(requests), self._session.follow(self._on_status), self._send_groups()
         )
+
+    async def _join(self) -> None:
+        try:
+            await self._session.join()
+        except ApiRefusedError as error:
+            if error.status in (401, 403):
+                raise ConfigError(
+                    f"{error}; env.rollout_server_token is the server's token for environments"
+                ) from error
+            raise
 
     async def close(self) -> None:
         """Tear everything down, say goodbye. What is on disk stays there."""
