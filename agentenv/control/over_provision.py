@@ -41,9 +41,9 @@ class OverProvision(BaseModel):
     """Members started beyond `group_size`. Each takes a slot of its own while it runs."""
     keep: Keep = Keep.BY_DEADLINE
     """Which are kept."""
-    quantile: float = Field(default=0.5, gt=0, le=1)
+    quantile: float = Field(default=0.75, gt=0, le=1)
     """For `by_deadline`: the share of `group_size` that must have ended before a deadline is set."""
-    factor: float = Field(default=2.0, ge=1)
+    factor: float = Field(default=3.0, ge=1)
     """For `by_deadline`: the deadline, as a multiple of the time that share took, counted from the group's start."""
 
 

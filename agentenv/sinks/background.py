@@ -34,22 +34,24 @@ class BackgroundLoop:
         if self._loop is None:
             work.close()
             raise NotStartedError(f"the loop of {self._name} is not started")
-        ended = threading.Event()
+        loop, ended = self._loop, threading.Event()
+        tasks: list[asyncio.Task[T]] = []
 
-        async def noted() -> T:
-            try:
-                return await work
-            finally:
-                ended.set()
+        def begin() -> None:
+            tasks.append(loop.create_task(work))
+            tasks[0].add_done_callback(lambda _: ended.set())
 
-        future = asyncio.run_coroutine_threadsafe(noted(), self._loop)
+        def cancel() -> None:
+            tasks[0].cancel()
+
+        loop.call_soon_threadsafe(begin)
         try:
-            return future.result()
+            ended.wait()
         except BaseException:
-            if not future.done():
-                future.cancel()
-                ended.wait()
+            loop.call_soon_threadsafe(cancel)
+            ended.wait()
             raise
+        return tasks[0].result()
 
     def stop(self) -> None:
         """End the loop and its thread. Idempotent."""
