@@ -90,6 +90,7 @@ class Memory:
             self._checkpoints.found_in(self._earlier)
         self._env.load_checkpoint()
         if self._checkpoints.load(step) is None:
+            logger.info("no checkpoint up to step %d in %s", step, self._checkpoints.folder)
             return
         beside = self._checkpoints.beside
         if CURRICULUM in beside:
