@@ -3,12 +3,61 @@
 import asyncio
 from pathlib import Path
 
+import pytest
+
+from agentenv import ConfigError
 from agentenv.api.client import EnvironmentClient, TrainerClient, TrainerRegistration
 from agentenv.api.server import TrajectoryServer, serving_api
-from agentenv.api.settings import ApiSettings
+from agentenv.api.settings import ApiSettings, Scope
+from agentenv.run.directory import read_groups
 from agentenv_tools.serving import ServeSettings
 from tests.agentenv.fake_env import policy_of
 from tests.agentenv.serve.test_service import MixedEnv, Running, made, until
+
+
+def registration(num_steps: int) -> TrainerRegistration:
+    return TrainerRegistration(
+        wandb_group="g",
+        wandb_project="p",
+        batch_size=8,
+        max_token_len=4096,
+        checkpoint_dir="",
+        save_checkpoint_interval=0,
+        starting_step=0,
+        num_steps=num_steps,
+    )
+
+
+async def test_an_environment_made_by_hand_feeds_the_trainer_its_configuration_names(
+    tmp_path: Path,
+):
+    server = TrajectoryServer(ServeSettings(port=0), ApiSettings(data=tmp_path / "db"))
+    async with serving_api(server) as url, TrainerClient(url) as trainer:
+        run = str(tmp_path / "run.jsonl")
+        env = made(MixedEnv, total_steps=-1, rollout_server_url=url, data_path_to_save_groups=run)
+        await trainer.register(registration(num_steps=2))
+        task = asyncio.create_task(env.env_manager())
+        async with asyncio.timeout(60):
+            while not task.done():
+                await trainer.batch()
+                await asyncio.sleep(0.01)
+        await task
+    assert len(list(read_groups(tmp_path / "run"))) >= 8
+    assert (tmp_path / "run" / "summary.json").exists()
+
+
+async def test_a_server_that_wants_a_token_is_answered_in_the_words_of_the_setting(
+    tmp_path: Path,
+):
+    api = ApiSettings(
+        data=tmp_path / "db", tokens={Scope.TRAINER: "a" * 20, Scope.ENVIRONMENT: "b" * 20}
+    )
+    async with serving_api(TrajectoryServer(ServeSettings(port=0), api)) as url:
+        async with EnvironmentClient(url) as link:
+            env = made(MixedEnv)
+            with pytest.raises(ConfigError, match=r"401.*env\.rollout_server_token"):
+                await Running(env, link, tmp_path / "run").run()  # type: ignore[arg-type]
+        assert not policy_of(env).started
 
 
 async def test_environments_of_several_sizes_share_a_server_and_their_policy_by_weight(
@@ -31,18 +80,7 @@ async def test_environments_of_several_sizes_share_a_server_and_their_policy_by_
         EnvironmentClient(url) as first,
         EnvironmentClient(url) as second,
     ):
-        await trainer.register(
-            TrainerRegistration(
-                wandb_group="g",
-                wandb_project="p",
-                batch_size=8,
-                max_token_len=4096,
-                checkpoint_dir="",
-                save_checkpoint_interval=0,
-                starting_step=0,
-                num_steps=1000,
-            )
-        )
+        await trainer.register(registration(num_steps=1000))
         assert await trainer.batch() is None
         runs = [
             Running(env, link, tmp_path / env.display_name)  # type: ignore[arg-type]
