@@ -7,17 +7,19 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from agentenv.collected import CollectedGroup, version_of
+from agentenv.group import last_sequences
 from agentenv.records import group_record
 
 if TYPE_CHECKING:
     from agentenv._work import Work
+    from agentenv.collected import CollectorSettings
     from agentenv.env import AgentEnv
     from agentenv.group import GroupContext
     from agentenv.types import Item
 
 
 async def attempt_group(
-    env: AgentEnv[Any], work: Work, context: GroupContext, *, keep_record: bool
+    env: AgentEnv[Any], work: Work, context: GroupContext, settings: CollectorSettings
 ) -> tuple[CollectedGroup | None, list[Item]]:
     """The item's group, or None and what should be tried again. Raises what the environment's own code raises."""
     group, backlog = await env.collect_trajectories(work.item)
@@ -25,9 +27,11 @@ async def attempt_group(
         return None, backlog
     group = await env.postprocess_histories(group)
     _check_group(group)
+    if settings.one_row_each:
+        group = last_sequences(group, context.members)
     seconds = time.monotonic() - work.started_at
     record = None
-    if keep_record:
+    if settings.keep_records:
         preview = env.build_task(work.item)
         record = group_record(work.index, work.item, preview, group, context.members, seconds)
     collected = CollectedGroup(

@@ -68,6 +68,8 @@ class CollectorSettings:
     """The index of the first item."""
     keep_records: bool = False
     """Make each group's line of `groups.jsonl`."""
+    one_row_each: bool = False
+    """Leave out the earlier sequences of trajectories whose history was rewritten, see `group.last_sequences`."""
     last: bool = False
     """Nothing uses the environment after this collection: groups that are ended and cannot give their slots back soon,
     because hosts do not answer, have the sandboxes ended under them."""

@@ -329,9 +329,7 @@ class Collector:
         try:
             limit_s = self.settings.worker_timeout_s
             async with self.env.runtime.gate.timeout(limit_s) as deadline:
-                collected, backlog = await attempt_group(
-                    self.env, work, context, keep_record=self.settings.keep_records
-                )
+                collected, backlog = await attempt_group(self.env, work, context, self.settings)
             cause = last_cause(context)
         except asyncio.CancelledError as error:
             if cancelled_from_outside():

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from agentenv.outcomes import Outcome
 from agentenv.run.jsonl import json_plain
@@ -14,7 +14,7 @@ from agentenv.types import ScoredDataGroup, ScoredDataItem, SequenceData
 from agentenv_tools.schema import ToolResult
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
 
     from agentenv._shared_setup import SharedSetup
     from agentenv.rollout import RolloutRecord
@@ -148,6 +148,30 @@ def build_group(items: Sequence[ScoredDataItem]) -> ScoredDataGroup:
         distill_token_ids=None,
         distill_logprobs=None,
     )
+
+
+def last_sequences(group: ScoredDataGroup, members: Iterable[MemberContext]) -> ScoredDataGroup:
+    """The group with one row for each trajectory, its last sequence: for servers that make batches of groups by size.
+
+    Rows are known as earlier sequences by being the very same lists, so what an environment made itself stays.
+    `group_overrides["sequences_left_out"]` says how many are gone; the group itself comes back when none is.
+    """
+    records = [record for member in members for record in member.records]
+    results = [record.result for record in records if record.result is not None]
+    earlier = {id(sequence.tokens) for result in results for sequence in result.sequences[:-1]}
+    rows = len(group["tokens"])
+    kept = [row for row, tokens in enumerate(group["tokens"]) if id(tokens) not in earlier]
+    if len(kept) == rows:
+        return group
+    trimmed: dict[str, Any] = {
+        key: [value[row] for row in kept]
+        if isinstance(value, list) and len(value) == rows
+        else value
+        for key, value in group.items()
+    }
+    overrides = {**(group.get("group_overrides") or {}), "sequences_left_out": rows - len(kept)}
+    overrides.pop("group_size", None)
+    return cast("ScoredDataGroup", {**trimmed, "group_overrides": overrides})
 
 
 def _rows(item: ScoredDataItem) -> list[ScoredDataItem]:

@@ -17,7 +17,7 @@ from agentenv.lag import LagMonitor
 from agentenv.records import group_casts
 from agentenv.rollout import finish
 from agentenv.run.progress import QuietProgress
-from agentenv.stopping import StopRequests
+from agentenv.stopping import STOP_GRACE_S, StopRequests
 
 if TYPE_CHECKING:
     from agentenv.collected import CollectedGroup
@@ -25,14 +25,9 @@ if TYPE_CHECKING:
     from agentenv.run.directory import RunDirectory
     from agentenv.run.progress import Progress
 
-__all__ = ["STOP_GRACE_S", "NothingCollectedError", "process"]
+__all__ = ["NothingCollectedError", "process"]
 
 logger = logging.getLogger(__name__)
-
-STOP_GRACE_S = 3.0
-"""After the first Ctrl-C, how long groups under way may go on. A run promises to end within ten seconds: the rest is
-for giving back slots (`runtime.RELEASE_PATIENCE_S`) and for ending hosts, also those that do not answer.
-"""
 
 
 async def process(

@@ -33,7 +33,7 @@ from agentenv.serve.session import TrainerSession
 from agentenv.serve.spool import Spool
 from agentenv.serve.steering import Steering
 from agentenv.serve.wandb_metrics import require_wandb
-from agentenv.stopping import StopRequests, side_by_side
+from agentenv.stopping import STOP_GRACE_S, StopRequests, side_by_side
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -48,8 +48,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-STOP_GRACE_S = 5.0
-"""After the first Ctrl-C, how long groups under way may go on, and then how long groups on disk are still sent."""
+SEND_GRACE_S = 3.0
+"""At the end, how long groups on disk are still sent. What is not sent stays there."""
 SPOOL_FOLDER = "spool"
 _MB = 1_000_000
 
@@ -206,7 +206,7 @@ class _Serving:
     async def _wind_up(self) -> None:
         """After the last group: send what can be sent, keep the state."""
         try:
-            async with asyncio.timeout(STOP_GRACE_S):
+            async with asyncio.timeout(SEND_GRACE_S):
                 await self._outbox.drained()
         except TimeoutError:
             logger.warning(
@@ -226,6 +226,8 @@ class _Serving:
             ends_with_dataset=False,
             keep_records=config.data_path_to_save_groups is not None,
             first_index=self._directory.groups_found,
+            one_row_each=True,
+            last=True,
         )
         filters = serve_filters(config, lambda: self._session.info)
         collector = Collector(self.env, settings, progress=self._progress, filters=filters)

@@ -1,6 +1,13 @@
 """Groups are complete or not at all; lost members are backfilled; rows never slip against each other."""
 
-from agentenv.group import attempt_until_trainable, build_group, rollout_seed, to_item
+from agentenv.group import (
+    MemberContext,
+    attempt_until_trainable,
+    build_group,
+    last_sequences,
+    rollout_seed,
+    to_item,
+)
 from agentenv.outcomes import Outcome, StopReason
 from agentenv.rollout import RolloutRecord
 from agentenv.tokens.base import TokenSequence
@@ -128,6 +135,27 @@ def test_a_trajectory_of_several_sequences_gives_several_rows_in_order():
         group["tokens"], group["masks"], group["inference_logprobs"] or [], strict=True
     ):
         assert len(tokens) == len(masks) == len(logprobs)
+
+
+def test_a_group_that_is_packed_by_size_keeps_the_last_sequence_of_each_trajectory():
+    rewritten = record(Outcome.SCORED, 0.5, sequence(10), sequence(20), sequence(30))
+    plain = record(Outcome.SCORED, 1.0, sequence(40))
+    members = [
+        MemberContext(0, number, records=[one]) for number, one in enumerate((rewritten, plain))
+    ]
+    items = [to_item(one, include_messages=True) for one in (rewritten, plain)]
+    group = last_sequences(build_group([one for one in items if one]), members)
+    assert [row[1] for row in group["tokens"]] == [30, 40]
+    assert [row[1] for row in group["masks"]] == [30, 40]
+    assert group["scores"] == [0.5, 1.0]
+    assert len(group["messages"] or []) == len(group["inference_logprobs"] or []) == 2
+    assert group["group_overrides"] == {"sequences_left_out": 2}
+
+
+def test_a_group_of_one_row_a_trajectory_stays_as_it_is():
+    one = record(Outcome.SCORED, 1.0, sequence(10))
+    group = build_group([item(sequence(10)), item(sequence(40))])
+    assert last_sequences(group, [MemberContext(0, 0, records=[one])]) is group
 
 
 def test_logprobs_are_there_for_all_rows_or_for_none():

@@ -563,7 +563,7 @@ async def test_one_signal_ends_the_wait_for_a_trainer(tmp_path: Path):
 async def test_a_stop_while_the_server_is_away_keeps_everything_for_the_next_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("agentenv.serve.service.STOP_GRACE_S", 0.3)
+    monkeypatch.setattr("agentenv.serve.service.SEND_GRACE_S", 0.3)
     env, link = mixed(max_batches_offpolicy=100), FakeLink(batch_size=40)
     async with serving(env, link, tmp_path, handle_signals=True) as running:
         await until(lambda: link.groups)
