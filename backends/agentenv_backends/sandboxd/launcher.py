@@ -218,6 +218,7 @@ class Launcher:
             # shell a tenth of its start.
             "LC_CTYPE": "C.UTF-8",
             "TERM": "dumb",
+            **_proxy_variables(settings.proxy),
         }
         if not self.confined:
             env["PATH"] = os.environ.get("PATH", env["PATH"])
@@ -312,6 +313,14 @@ class Launcher:
         real = os.path.realpath(path)
         roots = ("/usr", *self.settings.readonly_paths)
         return any(real.startswith(root.rstrip("/") + "/") for root in roots)
+
+
+def _proxy_variables(url: str) -> Dict[str, str]:
+    if not url:
+        return {}
+    names = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
+    here = "localhost,127.0.0.1,::1"
+    return dict(dict.fromkeys(names, url), no_proxy=here, NO_PROXY=here)
 
 
 def _channels() -> Tuple[socket.socket, socket.socket, int, int]:
