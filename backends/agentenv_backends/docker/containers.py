@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from agentenv_backends.docker.boot import BOOT_COMMAND
 from agentenv_backends.docker.egress import PROXY_URL
+from agentenv_backends.sandboxd import names
 from agentenv_backends.sandboxd.settings import HostSettings
 
 if TYPE_CHECKING:
@@ -136,7 +137,8 @@ def container_memory_mb(config: DockerConfig) -> int:
 def _tmpfs(config: DockerConfig) -> dict[str, str]:
     if not config.read_only_root:
         return {}
-    mounts = {}
+    # Where users of slots get their names from, as nothing can be written to /etc.
+    mounts = {names.PLACE: "noexec,nosuid,nodev,mode=0755,size=64k,nr_inodes=8"}
     if config.slots > 1:
         # What is above the slots' folders, for the server to open to one user each.
         mounts["/slots"] = (

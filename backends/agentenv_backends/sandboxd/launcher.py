@@ -12,7 +12,7 @@ import socket
 import tempfile
 from typing import Any, Dict, List, NoReturn, Optional, Tuple
 
-from . import bundle, bwrap, cgroups, host_limits, leftovers, reset, seccomp
+from . import bundle, bwrap, cgroups, host_limits, leftovers, names, reset, seccomp
 from .lean import PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, prctl
 from .process import SlotParts, SlotProcess
 from .reflinks import can_share
@@ -80,6 +80,8 @@ class Launcher:
         """The folder of slots whose file system shares blocks between files; empty: there is none."""
         if self.users is not None:
             self.folders = os.path.commonpath([pair[0] for pair in settings.slot_folders])
+            if not settings.run_as_root:
+                names.start([workspace for workspace, _ in settings.slot_folders])
             self._give_up_privileges()
         elif not self.confined:
             self.folders = os.path.join(tempfile.gettempdir(), self._name("slots"))
