@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import os
 import select
-import signal
 import socket
 import struct
 from typing import Dict, List, NamedTuple, Optional, Tuple
 
-from .lean import PR_SET_DUMPABLE, prctl
+from .forked import become_helper
 
 PLACE = "/var/run/nscd"
 NAME = "agent"
@@ -26,7 +25,6 @@ _REQUEST = struct.Struct("=iii")
 _USER_BY_NAME, _USER_BY_ID, _GROUP_BY_NAME, _GROUP_BY_ID, _GROUPS_OF = 0, 1, 2, 3, 15
 _MAX_KEY = 256
 _MAX_CLIENTS = 64
-_PR_SET_PDEATHSIG = 1
 _NOBODY = 65534
 _CREDENTIALS = struct.Struct("=iii")
 
@@ -249,23 +247,7 @@ def _be_the_service(listener: socket.socket, names: Names, parent: int) -> None:
         os.setgroups([])
         os.setresgid(_NOBODY, _NOBODY, _NOBODY)
         os.setresuid(_NOBODY, _NOBODY, _NOBODY)
-        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        prctl(PR_SET_DUMPABLE, 0)
-        if os.getppid() == parent:
-            _forget(listener.fileno())
+        if become_helper(parent, listener.fileno()):
             _Service(listener, names).serve()
     finally:
         os._exit(1)
-
-
-def _forget(ours: int) -> None:
-    """What belongs to the server: its signal handlers and its open files."""
-    signal.set_wakeup_fd(-1)
-    for number in (signal.SIGTERM, signal.SIGCHLD):
-        signal.signal(number, signal.SIG_DFL)
-    for name in os.listdir("/proc/self/fd"):
-        if int(name) > 2 and int(name) != ours:
-            try:
-                os.close(int(name))
-            except OSError:
-                continue  # that of the listing itself
