@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 ITEM_ATTEMPTS = 3
 """Times an item is tried as a group before it is dropped."""
-STOP_GRACE_S = 3.0
+STOP_GRACE_S = 2.5
 """After the first Ctrl-C, how long groups under way may go on. A run promises to end within ten seconds: the rest is
 for giving back slots (`runtime.RELEASE_PATIENCE_S`) and for ending hosts, also those that do not answer.
 """
