@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-RELEASE_PATIENCE_S = 1.0
+RELEASE_PATIENCE_S = 0.5
 """How long work that is cancelled may take to give its slots back before the hosts are ended under it."""
 
 

@@ -12,7 +12,7 @@ from agentenv.rollout import finish
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator
 
-STOP_GRACE_S = 3.0
+STOP_GRACE_S = 2.5
 """After the first Ctrl-C, how long groups under way may go on. A run promises to end within ten seconds: the rest is
 for giving back slots (`runtime.RELEASE_PATIENCE_S`) and for ending hosts, also those that do not answer.
 """

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SEND_GRACE_S = 3.0
+SEND_GRACE_S = 2.5
 """At the end, how long groups on disk are still sent. What is not sent stays there."""
 SPOOL_FOLDER = "spool"
 _MB = 1_000_000

@@ -20,6 +20,7 @@ from pydantic import (
     Field,
     Tag,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -188,7 +189,9 @@ class DockerConfig(PoolConfig):
     """Network of the engine that containers join when `allow_network` is true; None: `bridge`."""
 
     network_allow_list: tuple[str, ...] = ()
-    """Names that commands may reach, and no others. This backend cannot do that, and says so."""
+    """What commands may reach, and nothing else, when `allow_network` is true: `example.org`, `*.example.org`,
+    `example.org:8443`, an address, or `*` for every public name. By HTTP(S) through a proxy; ports 80 and 443 where
+    none is given."""
 
     read_only_root: bool = True
     """Only the workspace and `/tmp` can be written. With false, every trajectory gets a fresh
@@ -257,6 +260,29 @@ class DockerConfig(PoolConfig):
             )
         return self
 
+    @field_validator("network_allow_list")
+    @classmethod
+    def _check_allow_list(cls, rules: tuple[str, ...]) -> tuple[str, ...]:
+        from agentenv_backends.allow_list import Rule  # noqa: PLC0415 - when there is one
+
+        for rule in rules:
+            Rule.parse(rule)
+        return rules
+
+    @model_validator(mode="after")
+    def _check_what_the_list_needs(self) -> Self:
+        if self.network_allow_list and not self.allow_network:
+            raise ValueError(
+                "network_allow_list names what commands may reach while allow_network is false: set it to true, or "
+                "leave out network_allow_list"
+            )
+        if self.network_allow_list and self.network is not None:
+            raise ValueError(
+                f"network_allow_list and network {self.network!r}: with a list, containers are in no network at all; "
+                "leave out one of them"
+            )
+        return self
+
     @model_validator(mode="after")
     def _check_build(self) -> Self:
         for name in ("build_context", "build_args"):
@@ -277,7 +303,12 @@ class DockerConfig(PoolConfig):
     @property
     def network_mode(self) -> str:
         """The engine's name for the network that containers are in."""
-        return (self.network or "bridge") if self.allow_network else "none"
+        return (self.network or "bridge") if self.open_network else "none"
+
+    @property
+    def open_network(self) -> bool:
+        """Whether commands are in a network, and not only given a proxy."""
+        return self.allow_network and not self.network_allow_list
 
     def build(self) -> SlotPool:
         """The backend, not started. Checks of the engine come with its `start`.

@@ -50,11 +50,16 @@ class CachingProvider(FakeProvider):
 
 
 def make(
-    provider: FakeProvider | None = None, *, shared: bool = True, slots: int = 4, **config: Any
+    provider: FakeProvider | None = None,
+    *,
+    env_cls: type[KeyedEnv] = KeyedEnv,
+    shared: bool = True,
+    slots: int = 4,
+    **config: Any,
 ) -> KeyedEnv:
     env = make_env(
         reader,
-        env_cls=KeyedEnv,
+        env_cls=env_cls,
         backend=fake_pool(provider or FakeProvider(), slots=slots),
         share_workspace_setup=shared,
         **{"group_size": 4, "policy_retry_limit": 5, **config},
@@ -146,14 +151,7 @@ async def test_an_environment_of_another_class_finds_nothing_under_the_same_key(
 
     cache = Cache()
     await run(make(CachingProvider(cache)), 5)
-    other = make_env(
-        reader,
-        env_cls=Other,
-        backend=fake_pool(CachingProvider(cache)),
-        share_workspace_setup=True,
-        group_size=4,
-    )
-    assert isinstance(other, KeyedEnv)
+    other = make(CachingProvider(cache), env_cls=Other)
     await run(other, 5)
     assert len(other.set_ups) == 1
 
@@ -211,14 +209,7 @@ async def test_a_set_up_whose_result_cannot_be_kept_runs_for_each_group(returned
             return await self.score_trajectory(item, final), {}
 
     cache = Cache()
-    env = make_env(
-        reader,
-        env_cls=Odd,
-        backend=fake_pool(CachingProvider(cache)),
-        share_workspace_setup=True,
-        group_size=2,
-    )
-    assert isinstance(env, KeyedEnv)
+    env = make(CachingProvider(cache), env_cls=Odd)
     await run(env, 5, 5)
     assert len(env.set_ups) == 2
     assert not cache.kept

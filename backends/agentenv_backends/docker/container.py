@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from agentenv_backends.connection import HostConnection
 from agentenv_backends.docker.boot import boot_payload
+from agentenv_backends.docker.egress import PROXY_COMMAND, Egress
 from agentenv_backends.docker.stream import AttachedStream
-from agentenv_backends.errors import EngineError
+from agentenv_backends.errors import EngineError, HostStartError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from agentenv_backends._uids import UidRange
+    from agentenv_backends.allow_list import AllowList
     from agentenv_backends.docker.engine import Engine
     from agentenv_backends.sandboxd.settings import HostSettings
 
@@ -29,6 +31,8 @@ _LEFT = (
     "the container ends by itself when the engine goes on, or when its lease runs out; what is left of it then, the "
     "next start or `agentenv cleanup` removes"
 )
+_PROXY_S = 20.0
+_PROXY_USER = "65534:65534"
 _GRACE_S = 5.0
 """How much later than a request's own deadline its answer is given up."""
 
@@ -36,8 +40,18 @@ _GRACE_S = 5.0
 class Container:
     """One container of ours, from before it exists until it is gone."""
 
-    def __init__(self, engine: Engine, name: str, uids: UidRange | None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        name: str,
+        uids: UidRange | None,
+        allowed: AllowList | None = None,
+    ) -> None:
+        """`allowed` is what a container without network may reach all the same."""
         self.name = name
+        self._allowed = allowed
+        self._egress: Egress | None = None
+        self._way_out: AttachedStream | None = None
         self._engine = engine
         self._uids = uids
         self._creating: asyncio.Task[None] | None = None
@@ -59,14 +73,37 @@ class Container:
         await self._engine.attach(self.name, stream)
         await self._engine.start(self.name)
         stream.write(boot_payload())
+        if self._allowed is not None:
+            # Before any slot, or one could take the proxy's place.
+            await self._open_way_out(self._allowed, connection)
         await connection.greet(settings, timeout_s)
         return connection
+
+    async def _open_way_out(self, allowed: AllowList, connection: HostConnection) -> None:
+        """Start the proxy. Without it commands would fail for no fault of theirs: then the host is lost."""
+        self._egress = egress = Egress(allowed, connection.abort)
+        self._way_out = AttachedStream(egress, self._why_no_way_out)
+        await self._engine.attach_process(self.name, PROXY_COMMAND, _PROXY_USER, self._way_out)
+        try:
+            async with asyncio.timeout(_PROXY_S):
+                await egress.ready
+        except (TimeoutError, ConnectionError) as error:
+            reason = error or f"it took over {_PROXY_S:g} s. {self._way_out.complaints}"
+            raise HostStartError(
+                f"the proxy in container {self.name} did not start: {reason}"
+            ) from error
+
+    async def _why_no_way_out(self) -> str:
+        return f"the proxy in container {self.name} has ended"
 
     async def remove(self) -> None:
         """Kill it and return when it is gone. Raises `EngineError` when that cannot be had, and says what ends it."""
         try:
-            if self._stream is not None:
-                self._stream.abort()
+            for stream in (self._stream, self._way_out):
+                if stream is not None:
+                    stream.abort()
+            if self._egress is not None:
+                await self._egress.close()
             await self._engine.remove(self.name, after=self._creating)
         except EngineError as error:
             raise EngineError(f"{error}; {_LEFT}", transient=error.transient) from error

@@ -10,6 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from agentenv_backends.docker.boot import BOOT_COMMAND
+from agentenv_backends.docker.egress import PROXY_URL
+from agentenv_backends.sandboxd import names
 from agentenv_backends.sandboxd.settings import HostSettings
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 CAPABILITIES = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "KILL", "SETGID", "SETUID")
 """What the server needs to give each slot a user, folders of its own, and an end."""
 _SERVER_MB = 64
+_PROXY_MB = 64
 _SLOT_MB = 32
 """What the server and a slot's own init take beside what runs in the slot."""
 _SERVER_PROCESSES = 16
@@ -57,7 +60,8 @@ def host_settings(config: DockerConfig, run_id: str, uid_base: int, uid_count: i
         tmp_mb=config.tmp_mb,
         max_processes=config.max_processes,
         open_files=config.open_files,
-        allow_network=config.allow_network,
+        allow_network=config.open_network,
+        proxy=PROXY_URL if config.network_allow_list else "",
         uid_base=uid_base,
         uid_count=uid_count,
         lease_s=config.lease_s,
@@ -126,13 +130,15 @@ def container_memory_mb(config: DockerConfig) -> int:
     if config.container_memory_mb is not None:
         return config.container_memory_mb
     of_a_slot = config.memory_mb + config.disk_mb + 2 * config.tmp_mb + _SLOT_MB
-    return config.slots * of_a_slot + _SERVER_MB
+    of_the_proxy = _PROXY_MB if config.network_allow_list else 0
+    return config.slots * of_a_slot + _SERVER_MB + of_the_proxy
 
 
 def _tmpfs(config: DockerConfig) -> dict[str, str]:
     if not config.read_only_root:
         return {}
-    mounts = {}
+    # Where users of slots get their names from, as nothing can be written to /etc.
+    mounts = {names.PLACE: "noexec,nosuid,nodev,mode=0755,size=64k,nr_inodes=8"}
     if config.slots > 1:
         # What is above the slots' folders, for the server to open to one user each.
         mounts["/slots"] = (

@@ -19,7 +19,7 @@ import aiohttp
 from agentenv_backends.errors import EngineError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Mapping
+    from collections.abc import Awaitable, Mapping, Sequence
     from types import TracebackType
 
     from agentenv_backends.docker.stream import AttachedStream
@@ -38,6 +38,7 @@ _ENDING_S = 3.0
 _CLOSE_S = 2.0
 _REMOVAL_POLL_S = 0.05
 _UPGRADED, _BAD_REQUEST, _NOT_FOUND, _CONFLICT, _SERVER_ERROR = 101, 400, 404, 409, 500
+_UPGRADE = {"Connection": "Upgrade", "Upgrade": "tcp"}
 _NO_ENGINE = (
     "; is it running (`systemctl start docker`), may this user use it (group `docker`), or is it another one "
     "(docker_host, DOCKER_HOST)?"
@@ -306,15 +307,38 @@ class Engine:
         response = await self._docker.session.post(
             self._url(f"containers/{name}/attach"),
             params={"stream": "1", "stdin": "1", "stdout": "1", "stderr": "1"},
-            headers={"Connection": "Upgrade", "Upgrade": "tcp"},
+            headers=_UPGRADE,
         )
-        try:
-            if response.status != _UPGRADED:
-                raise aiodocker.DockerError(response.status, (await response.text())[:500])
-            stream.take_over(response)
-        except BaseException:
-            response.close()
-            raise
+        await _take_over(response, stream)
+
+    async def attach_process(
+        self, name: str, command: Sequence[str], user: str, stream: AttachedStream
+    ) -> None:
+        """Start one more process in a running container and connect `stream` to it."""
+        what = f"start a process in container {name}"
+        await self._call(what, self._attach_process(name, command, user, stream))
+
+    async def _attach_process(
+        self, name: str, command: Sequence[str], user: str, stream: AttachedStream
+    ) -> None:
+        process = {
+            "AttachStdin": True,
+            "AttachStdout": True,
+            "AttachStderr": True,
+            "Tty": False,
+            "Cmd": list(command),
+            "User": user,
+        }
+        url = self._url(f"containers/{name}/exec")
+        async with self._docker.session.post(url, json=process) as answer:
+            await _check(answer)
+            process_id = (await answer.json())["Id"]
+        response = await self._docker.session.post(
+            self._url(f"exec/{process_id}/start"),
+            json={"Detach": False, "Tty": False},
+            headers=_UPGRADE,
+        )
+        await _take_over(response, stream)
 
     async def how_it_ended(self, name: str) -> str:
         """What the engine saw of a container's end, which may have been removed since. Within seconds."""
@@ -370,3 +394,13 @@ class Engine:
 async def _check(answer: aiohttp.ClientResponse) -> None:
     if answer.status >= _BAD_REQUEST:
         raise aiodocker.DockerError(answer.status, (await answer.text())[:500])
+
+
+async def _take_over(response: aiohttp.ClientResponse, stream: AttachedStream) -> None:
+    try:
+        if response.status != _UPGRADED:
+            raise aiodocker.DockerError(response.status, (await response.text())[:500])
+        stream.take_over(response)
+    except BaseException:
+        response.close()
+        raise

@@ -56,7 +56,7 @@ def gives_up(config: DockerConfig, facts: HostFacts) -> list[str]:
     lost = {
         "There is no /dev/shm in a container that slots share.": config.slots > 1,
         "Files outside the workspace are limited by the engine's disk alone.": not config.read_only_root,
-        f"Commands reach whatever the network {config.network_mode} reaches.": config.allow_network,
+        f"Commands reach whatever the network {config.network_mode} reaches.": config.open_network,
     }
     return [*facts.gives_up, *(sentence for sentence, holds in lost.items() if holds)]
 
@@ -81,6 +81,7 @@ def capabilities(config: DockerConfig, info: Mapping[str, Any], facts: HostFacts
         stateful_terminals=bool(facts.bash),
         tmux=bool(facts.tmux),
         snapshot=True,
+        network_allow_list=True,
     )
     in_force = {
         "memory": offered.memory_limit,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from agentenv_backends._aio import finish
 from agentenv_backends._uids import RANGE_SIZE, UidRange, claim_uid_range
+from agentenv_backends.allow_list import AllowList
 from agentenv_backends.docker import examination, owners, workspaces
 from agentenv_backends.docker.container import Container
 from agentenv_backends.docker.containers import create_options, host_settings
@@ -21,7 +22,6 @@ from agentenv_backends.docker.workspaces import WorkspaceImages
 from agentenv_backends.errors import (
     BackendStoppedError,
     BackendUnavailableError,
-    CapabilityError,
     EngineError,
     HostStartError,
 )
@@ -69,11 +69,6 @@ class DockerProvider:
         config = self._config
         if not sys.platform.startswith("linux"):
             raise BackendUnavailableError(f"the docker backend needs Linux, this is {sys.platform}")
-        if config.network_allow_list:
-            raise CapabilityError(
-                "network_allow_list: an engine's network is open or shut, it does not know names; set `network` to "
-                "one whose only way out is a proxy of your own"
-            )
         try:
             async with Engine(config.docker_host) as engine:
                 info = await engine.info()
@@ -125,7 +120,8 @@ class DockerProvider:
         self.container_names[host_id] = name
         expires = time.time() + ground.clock_offset_s + config.max_lifetime_s + _EXPIRY_MARGIN_S
         labels = owners.labels(self._run, owners.Owner.me(), expires)
-        container = Container(engine, name, uids)
+        allowed = AllowList(config.network_allow_list) if config.network_allow_list else None
+        container = Container(engine, name, uids, allowed)
         try:
             return await container.bring_up(
                 host_id,

@@ -12,7 +12,7 @@ import socket
 import tempfile
 from typing import Any, Dict, List, NoReturn, Optional, Tuple
 
-from . import bundle, bwrap, cgroups, host_limits, leftovers, reset, seccomp
+from . import bundle, bwrap, cgroups, host_limits, leftovers, names, reset, seccomp
 from .lean import PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, prctl
 from .process import SlotParts, SlotProcess
 from .reflinks import can_share
@@ -80,6 +80,8 @@ class Launcher:
         """The folder of slots whose file system shares blocks between files; empty: there is none."""
         if self.users is not None:
             self.folders = os.path.commonpath([pair[0] for pair in settings.slot_folders])
+            if not settings.run_as_root:
+                names.start([workspace for workspace, _ in settings.slot_folders])
             self._give_up_privileges()
         elif not self.confined:
             self.folders = os.path.join(tempfile.gettempdir(), self._name("slots"))
@@ -218,6 +220,7 @@ class Launcher:
             # shell a tenth of its start.
             "LC_CTYPE": "C.UTF-8",
             "TERM": "dumb",
+            **_proxy_variables(settings.proxy),
         }
         if not self.confined:
             env["PATH"] = os.environ.get("PATH", env["PATH"])
@@ -312,6 +315,14 @@ class Launcher:
         real = os.path.realpath(path)
         roots = ("/usr", *self.settings.readonly_paths)
         return any(real.startswith(root.rstrip("/") + "/") for root in roots)
+
+
+def _proxy_variables(url: str) -> Dict[str, str]:
+    if not url:
+        return {}
+    names = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
+    here = "localhost,127.0.0.1,::1"
+    return dict(dict.fromkeys(names, url), no_proxy=here, NO_PROXY=here)
 
 
 def _channels() -> Tuple[socket.socket, socket.socket, int, int]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import os
 import select
-import signal
 import socket
 import stat
 import struct
@@ -23,13 +22,14 @@ from typing import Any, Dict, Iterator, NoReturn, Tuple
 
 from . import mount_calls
 from .bwrap import WORKSPACE
-from .lean import PR_SET_DUMPABLE, prctl
+from .forked import become_helper, die_with_parent
+from .lean import prctl
 from .refusal import RefusedError
 from .slot_snapshot import pack
 
 _HOME = "/tmp"  # noqa: S108 - covered by a file system of its own, in this namespace alone
 _MESSAGE = 1 << 14
-_PR_SET_PDEATHSIG, _PR_SET_KEEPCAPS = 1, 8
+_PR_SET_KEEPCAPS = 8
 _CAP_DAC_READ_SEARCH = 2
 _NOBODY = 65534
 _OVERLAY = {"index": "on", "metacopy": "off", "redirect_dir": "off", "xino": "off"}
@@ -282,7 +282,7 @@ def _be_the_packer(folder: int, target: int, max_bytes: int, writing: int) -> No
     """In a child: read all, write nothing but the archive."""
     status = 1
     try:
-        _die_with_parent()
+        die_with_parent()
         prctl(_PR_SET_KEEPCAPS, 1)
         os.setgroups([])
         os.setresgid(_NOBODY, _NOBODY, _NOBODY)
@@ -296,32 +296,7 @@ def _be_the_packer(folder: int, target: int, max_bytes: int, writing: int) -> No
         os._exit(status)
 
 
-def _die_with_parent() -> None:
-    prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 def main(stream: socket.socket, parent: int) -> None:
     """Serve as a fork of the server's. Everything is imported by now: its program may be a descriptor."""
-    _die_with_parent()
-    if os.getppid() != parent:
-        return
-    prctl(PR_SET_DUMPABLE, 0)
-    _forget_signals()
-    _close_others(stream.fileno())
-    _Helper(stream).serve()
-
-
-def _forget_signals() -> None:
-    signal.set_wakeup_fd(-1)
-    for number in (signal.SIGTERM, signal.SIGCHLD):
-        signal.signal(number, signal.SIG_DFL)
-
-
-def _close_others(ours: int) -> None:
-    """What the server has open is not this process's to hold: an end of a stream would never be heard."""
-    for name in os.listdir("/proc/self/fd"):
-        if int(name) > 2 and int(name) != ours:
-            try:
-                os.close(int(name))
-            except OSError:
-                continue  # that of the listing itself
+    if become_helper(parent, stream.fileno()):
+        _Helper(stream).serve()

@@ -29,6 +29,8 @@ class HostSettings:
     cpus: Optional[float] = None
     open_files: int = 1024
     allow_network: bool = False
+    proxy: str = ""
+    """URL of the proxy that commands are told to use; empty: none."""
     uid_base: int = 200_000
     """First of the host uids that slots get when the server runs as root. Hosts of one machine need ranges apart, also
     when they are containers: the kernel counts a user's processes over all of them."""

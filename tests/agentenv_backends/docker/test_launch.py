@@ -328,11 +328,6 @@ async def test_an_image_with_volumes_is_refused_where_trajectories_would_share_t
     await fresh.prepare()
 
 
-async def test_an_allow_list_is_a_capability_that_is_not_there(engine):
-    with pytest.raises(CapabilityError, match="network_allow_list"):
-        await DockerProvider(config(engine, network_allow_list=("pypi.org",))).prepare()
-
-
 async def test_limits_that_are_asked_for_and_not_there_are_refused(engine):
     with pytest.raises(CapabilityError, match=r"require_limits: memory"):
         await DockerProvider(config(engine, require_limits=("memory", "disk"))).prepare()

@@ -19,10 +19,11 @@ def host_config(**values):
 
 def test_every_slot_has_a_workspace_and_a_tmp_of_fixed_size():
     tmpfs = host_config(slots=3, disk_mb=7, tmp_mb=2)["Tmpfs"]
-    assert len(tmpfs) == 7
+    assert len(tmpfs) == 8
     assert "size=7m" in tmpfs["/slots/2/workspace"]
     assert "size=2m" in tmpfs["/slots/2/tmp"]
-    assert "mode=0755" in tmpfs.pop("/slots")
+    for shared in ("/slots", "/var/run/nscd"):
+        assert "mode=0755" in tmpfs.pop(shared)
     assert all("mode=0700" in options and "nosuid" in options for options in tmpfs.values())
     assert slot_folders(DockerConfig(slots=3))[2] == ("/slots/2/workspace", "/slots/2/tmp")
 

@@ -62,7 +62,8 @@ async def test_slots_of_one_container_share_nothing_they_can_write(ground):
     devices = {
         "/dev/" + name for name in ("full", "null", "pts/ptmx", "random", "tty", "urandom", "zero")
     }
-    assert set((await here.say(other, writable)).split()) <= own | devices
+    questions = {"/run/nscd/socket"}  # to the service for names, which answers and keeps nothing
+    assert set((await here.say(other, writable)).split()) <= own | devices | questions
     assert await here.say(mine, "cat key") == "secret\n"
 
 
@@ -184,3 +185,39 @@ async def test_root_is_root_of_its_container_only(ground):
     )
     assert "Read-only file system" in answer.stderr.text()
     assert "permission denied" in answer.stderr.text()
+
+
+_WHO = """
+whoami; id -un; id -gn; echo ~agent; python3 -c '
+import getpass, os, pwd
+print(pwd.getpwuid(os.getuid()).pw_dir, getpass.getuser(), pwd.getpwnam("root").pw_dir)'
+"""
+
+
+@pytest.mark.parametrize(
+    "more", [{"slots": 3}, {"slots": 1}, {"slots": 1, "read_only_root": False}]
+)
+async def test_the_user_of_a_slot_has_a_name_and_its_workspace_as_home(ground, more):
+    here = await ground(**more)
+    slot = await here.pool.acquire("a")
+    home = slot.workspace_dir
+    assert await here.say(slot, _WHO) == f"agent\nagent\nagent\n{home}\n{home} agent /root\n"
+
+
+async def test_slots_do_not_find_each_other_by_name_nor_keep_each_other_from_it(ground):
+    here = await ground()
+    mine, other = await here.pool.acquire("mine"), await here.pool.acquire("other")
+    uid = (await here.say(mine, "id -u")).strip()
+    assert await here.say(other, f"getent passwd {uid}; echo $?") == "2\n"
+    flood = """python3 -c '
+import socket, time
+held = []
+for n in range(300):
+    client = socket.socket(socket.AF_UNIX)
+    client.connect("/var/run/nscd/socket")
+    client.send([b"", b"x" * 11, b"\\xff" * 200][n % 3])
+    held.append(client)
+print("ready", flush=True)
+time.sleep(30)' > said & for n in $(seq 300); do grep -q ready said && break; sleep 0.1; done; cat said"""
+    assert await here.say(mine, flood) == "ready\n"
+    assert await here.say(other, "whoami") == "agent\n"

@@ -15,6 +15,7 @@ from agentenv_backends.sandboxd import reflinks
 from agentenv_backends.sandboxd.packing import write_zipapp
 from agentenv_backends.sandboxd.slot_snapshot import pack, unpack
 from tests.agentenv_backends.sandboxd.harness import launch
+from tests.agentenv_backends.sandboxd.test_slot_snapshot import folder_at
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,16 +65,9 @@ def used(place: Path) -> int:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[int]:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    yield descriptor
-    os.close(descriptor)
-
-
-@contextmanager
 def archive_of(tree: Path, place: Path) -> Iterator[int]:
     archive = reflinks.nameless_file(str(place))
-    with opened(tree) as folder:
+    with folder_at(tree) as folder:
         pack(folder, archive, ROOM)
     yield archive
     os.close(archive)
@@ -104,7 +98,7 @@ def test_a_tree_comes_back_as_it_was_and_shares_its_blocks(place: Path) -> None:
         for number in range(4):
             copy = place / f"copy-{number}"
             copy.mkdir()
-            with opened(copy) as folder:
+            with folder_at(copy) as folder:
                 unpack(folder, archive)
             assert contents(copy) == contents(tree)
             info = (copy / "f8").stat()
@@ -126,7 +120,7 @@ def test_no_copy_sees_what_another_writes(place: Path) -> None:
             file.write(b"later")
         for copy in (one, two):
             copy.mkdir()
-            with opened(copy) as folder:
+            with folder_at(copy) as folder:
                 unpack(folder, archive)
             with (copy / "f8").open("r+b") as file:
                 file.write(bytes(copy.name, "ascii"))
@@ -144,7 +138,7 @@ def test_an_archive_is_the_same_tar_for_those_who_cannot_share(place: Path, tmp_
     os.write(elsewhere, content)
     copy = tmp_path / "copy"
     copy.mkdir()
-    with opened(copy) as folder:
+    with folder_at(copy) as folder:
         unpack(folder, elsewhere)
     os.close(elsewhere)
     assert contents(copy) == contents(tree)

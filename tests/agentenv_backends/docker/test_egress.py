@@ -1,0 +1,334 @@
+"""The only way out of a container: what its proxy carries, what it refuses, and what a hostile client gets."""
+# mypy: disable-error-code="no-untyped-call, no-untyped-def"
+
+import asyncio
+import os
+import socket
+from contextlib import asynccontextmanager
+
+import pytest
+
+from agentenv_backends.allow_list import AllowList
+from agentenv_backends.docker.egress import Egress
+from agentenv_backends.requests import ExecRequest
+from agentenv_backends.sandboxd import egress as tunnels
+from tests.docker_engine import needs_engine
+
+EXAMPLES = {"web.example": "127.0.0.1"}
+
+
+class Pipe(asyncio.Transport):
+    """Writes to a function, on the next turn of the loop."""
+
+    def __init__(self, write):
+        super().__init__()
+        self._write = write
+
+    def write(self, data):
+        asyncio.get_running_loop().call_soon(self._write, bytes(data))
+
+    def is_closing(self):
+        return False
+
+
+class Way:
+    """A proxy and the driver's part, joined. `lost` says whether the driver gave the proxy up."""
+
+    def __init__(self, *rules):
+        self.lost = False
+        self.egress = Egress(AllowList(rules), self._lose)
+        self._frames = tunnels.FrameReader()
+        self.proxy = tunnels.Proxy(self.to_driver)
+        self.egress.connection_made(Pipe(self._to_proxy))
+        self.port = 0
+
+    def _lose(self):
+        self.lost = True
+
+    def to_driver(self, data):
+        asyncio.get_running_loop().call_soon(self.egress.data_received, bytes(data))
+
+    def _to_proxy(self, data):
+        for frame in self._frames.feed(data):
+            self.proxy.take(*frame)
+
+    async def ask(self, request):
+        """What a client gets that sends this and waits."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        try:
+            writer.write(request)
+            async with asyncio.timeout(20):
+                return await reader.read()
+        finally:
+            writer.transport.abort()
+
+
+@asynccontextmanager
+async def way_out(*rules):
+    way = Way(*rules)
+    async with service(way.proxy.serve_client, limit=32 << 10) as way.port:
+        yield way
+        await way.egress.close()
+
+
+@asynccontextmanager
+async def service(serve, **options):
+    """A server on the loopback, whose connections end with it; its port."""
+    tasks = []
+
+    async def serve_until_the_end(reader, writer):
+        task = asyncio.current_task()
+        assert task is not None
+        tasks.append(task)
+        try:
+            await serve(reader, writer)
+        except (asyncio.CancelledError, OSError, EOFError):
+            pass
+        finally:
+            writer.transport.abort()
+
+    server = await asyncio.start_server(serve_until_the_end, "127.0.0.1", 0, **options)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def echo_head(reader, writer):
+    """Answers with the head of the request."""
+    head = await reader.readuntil(b"\r\n\r\n")
+    writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + head)
+    await writer.drain()
+    writer.close()
+
+
+async def echo(reader, writer):
+    while data := await reader.read(1 << 16):
+        writer.write(data)
+        await writer.drain()
+    writer.close()
+
+
+async def test_a_plain_request_reaches_the_server_without_what_is_for_the_proxy():
+    async with service(echo_head) as port, way_out(f"127.0.0.1:{port}") as way:
+        answer = await way.ask(
+            f"GET http://127.0.0.1:{port}/a?b=c HTTP/1.1\r\nHost: x\r\nProxy-Authorization: secret\r\n"
+            "Proxy-Connection: keep-alive\r\nConnection: keep-alive\r\nAccept: */*\r\n\r\n".encode()
+        )
+        _, _, head = answer.partition(b"\r\n\r\n")
+        assert head.startswith(
+            b"GET /a?b=c HTTP/1.1\r\nHost: x\r\nAccept: */*\r\nConnection: close"
+        )
+        assert b"secret" not in head
+
+
+@pytest.mark.parametrize("size", [0, 1, 100_000, 5_000_000])
+async def test_a_tunnel_carries_any_bytes_both_ways(size):
+    sent = os.urandom(size)
+    async with service(echo) as port, way_out(f"127.0.0.1:{port}") as way:
+        reader, writer = await asyncio.open_connection("127.0.0.1", way.port)
+        writer.write(f"CONNECT 127.0.0.1:{port} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
+
+        async def send():
+            writer.write(sent)
+            await writer.drain()
+            writer.write_eof()
+
+        sending = asyncio.create_task(send())
+        async with asyncio.timeout(60):
+            received = await reader.read()
+        await sending
+        writer.transport.abort()
+        assert received == sent
+
+
+async def test_a_server_that_takes_nothing_holds_up_no_other_connection():
+    stuck = asyncio.Event()
+
+    async def take_nothing(_reader, _writer):
+        await stuck.wait()
+
+    async with (
+        service(take_nothing) as deaf,
+        service(echo_head) as port,
+        way_out(f"127.0.0.1:{deaf}", f"127.0.0.1:{port}") as way,
+    ):
+        reader, writer = await asyncio.open_connection("127.0.0.1", way.port)
+        writer.write(f"CONNECT 127.0.0.1:{deaf} HTTP/1.1\r\n\r\n".encode())
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(bytes(30 << 20))
+        answer = await way.ask(f"GET http://127.0.0.1:{port}/ HTTP/1.1\r\n\r\n".encode())
+        assert answer.startswith(b"HTTP/1.1 200")
+        writer.transport.abort()
+        stuck.set()
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "127.0.0.1:{other}", "localhost:{port}", "[::1]:{port}", "169.254.169.254:80", "2130706433:{port}",
+        "127.1:{port}", "[::ffff:127.0.0.1]:{port}", "0.0.0.0:{port}", "metadata:80", "", ":", "a" * 900 + ":80",
+    ],
+)  # fmt: skip
+async def test_what_is_not_listed_is_refused_and_nothing_is_connected_to(target):
+    async with service(echo_head) as port, way_out(f"127.0.0.1:{port}", "*") as way:
+        where = target.format(port=port, other=port - 1)
+        for request in (f"CONNECT {where} HTTP/1.1", f"GET http://{where}/ HTTP/1.1"):
+            answer = await way.ask(f"{request}\r\n\r\n".encode())
+            assert answer.split(b" ")[1] in (b"403", b"400"), answer
+        assert not way.lost
+
+
+async def test_what_cannot_be_reached_is_said_so():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+        async with way_out(f"127.0.0.1:{port}") as way:
+            answer = await way.ask(f"CONNECT 127.0.0.1:{port} HTTP/1.1\r\n\r\n".encode())
+    assert answer.startswith(b"HTTP/1.1 403")
+    assert b"cannot be reached" in answer
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n", b"GET ftp://127.0.0.1/ HTTP/1.1\r\n\r\n", b"\xff\xfe a b\r\n\r\n",
+        b"CONNECT 127.0.0.1:1 HTTP/2\r\n\r\n", b"A B C D\r\n\r\n", b"X" * 100_000,
+    ],
+)  # fmt: skip
+async def test_what_is_no_request_ends_that_client_alone(request_):
+    async with service(echo_head) as port, way_out(f"127.0.0.1:{port}") as way:
+        try:
+            answer = await way.ask(request_)
+        except ConnectionError:
+            answer = b""
+        assert answer == b"" or b" 400 " in answer
+        again = await way.ask(f"GET http://127.0.0.1:{port}/ HTTP/1.1\r\n\r\n".encode())
+        assert again.startswith(b"HTTP/1.1 200")
+
+
+async def test_more_connections_than_may_be_are_refused_and_the_rest_goes_on():
+    async with service(echo) as port, way_out(f"127.0.0.1:{port}") as way:
+        clients = []
+        answers = []
+        for _ in range(tunnels.MAX_CONNECTIONS + 20):
+            reader, writer = await asyncio.open_connection("127.0.0.1", way.port)
+            writer.write(f"CONNECT 127.0.0.1:{port} HTTP/1.1\r\n\r\n".encode())
+            clients.append(writer)
+            async with asyncio.timeout(20):
+                answers.append(int((await reader.readuntil(b"\r\n\r\n")).split(b" ")[1]))
+        assert answers.count(200) == tunnels.MAX_CONNECTIONS
+        assert set(answers) == {200, 503}
+        assert not way.lost
+        for writer in clients:
+            writer.transport.abort()
+
+
+async def test_a_proxy_that_talks_nonsense_is_given_up():
+    way = Way("*")
+    way.egress.data_received(b"\xff" * 20)
+    assert way.lost
+
+
+async def test_a_proxy_that_sends_more_than_it_may_is_given_up():
+    async def take_nothing(_reader, _writer):
+        await asyncio.Event().wait()
+
+    async with service(take_nothing) as port:
+        way = Way(f"127.0.0.1:{port}")
+        way.egress.data_received(tunnels.encode(1, tunnels.OPEN, f"127.0.0.1:{port}".encode()))
+        for _ in range(5):
+            way.egress.data_received(tunnels.encode(1, tunnels.DATA, bytes(tunnels.MAX_PAYLOAD)))
+        assert way.lost
+        await way.egress.close()
+
+
+# --- In containers --------------------------------------------------------------------------------
+
+_FETCH = """
+import sys, urllib.request, urllib.error
+try:
+    print(urllib.request.urlopen(sys.argv[1], timeout=20).read().decode())
+except urllib.error.HTTPError as error:
+    print("refused", error.code, error.read().decode())
+except Exception as error:
+    print("failed", error)
+"""
+_DIRECTLY = """
+import socket, sys
+port = int(sys.argv[1])
+for host, port in (("127.0.0.1", port), ("172.17.0.1", port), ("169.254.169.254", 80), ("192.0.2.1", 53)):
+    try:
+        socket.create_connection((host, port), timeout=5)
+        print("reached", host)
+    except OSError:
+        pass
+try:
+    print("looked up", socket.getaddrinfo("example.org", 80))
+except OSError:
+    pass
+print(sorted(name for _, name in socket.if_nameindex()))
+"""
+
+
+async def python(made, slot, program, *words):
+    await made.run(slot, f"cat > program.py <<'END'\n{program}\nEND")
+    # The proxy leaves out the loopback by default, which is what the tests have.
+    command = f"no_proxy= NO_PROXY= python3 program.py {' '.join(words)}"
+    return await made.say(slot, command)
+
+
+@pytest.mark.docker
+@pytest.mark.usefixtures("docker_engine")
+class TestInContainers:
+    pytestmark = needs_engine
+
+    @pytest.mark.parametrize("slots", [1, 4])
+    async def test_commands_reach_what_is_listed_and_nothing_else(self, ground, slots):
+        async def serve(reader, writer):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nhello from outside")
+            await writer.drain()
+            writer.close()
+
+        async with service(serve) as port, service(serve) as other:
+            rules = (f"127.0.0.1:{port}", "*")
+            made = await ground(slots=slots, allow_network=True, network_allow_list=rules)
+            slot = await made.pool.acquire("a")
+            shown = await python(made, slot, _FETCH, f"http://127.0.0.1:{port}/")
+            assert shown == "hello from outside\n"
+            for url in (
+                f"http://127.0.0.1:{other}/",
+                f"http://localhost:{port}/",
+                f"http://[::1]:{port}/",
+                f"http://2130706433:{port}/",
+                "http://169.254.169.254/latest/meta-data/",
+                "http://172.17.0.1/",
+            ):
+                refused = await python(made, slot, _FETCH, url)
+                assert refused.startswith("refused 403"), (url, refused)
+            assert await python(made, slot, _DIRECTLY, str(port)) == "['lo']\n"
+
+    async def test_without_a_list_there_is_no_proxy(self, ground):
+        made = await ground()
+        slot = await made.pool.acquire("a")
+        assert "proxy" not in (await made.say(slot, "env")).lower()
+
+    async def test_a_container_whose_proxy_is_gone_is_lost_and_not_the_agents_fault(self, ground):
+        made = await ground(allow_network=True, network_allow_list=("*",))
+        slot = await made.pool.acquire("a")
+        lost = asyncio.create_task(made.pool.execute(slot, ExecRequest("sleep 60", 100)))
+        container = made.container(slot)
+        process = await container.exec(
+            ["sh", "-c", "kill -9 $(pgrep -u 65534 python3)"], user="0:0"
+        )
+        async with process.start() as stream:
+            while await stream.read_out() is not None:
+                pass
+        async with asyncio.timeout(30):
+            with pytest.raises(Exception, match="is gone"):
+                await lost
