@@ -14,6 +14,7 @@ demo: setup
 
 test: lint
 	@./scripts/test-engine.sh start
+	@BASE_PYTHON=$(BASE_PYTHON) ./scripts/atropos-venv.sh
 	$(PYTHON) -m pytest --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
 
 lint: setup
@@ -38,4 +39,4 @@ $(STAMP): pyproject.toml
 	@touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage htmlcov
+	rm -rf $(VENV) .venv-atropos dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage htmlcov

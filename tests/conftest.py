@@ -2,7 +2,8 @@
 
 from hypothesis import settings
 
-from tests.docker_engine import docker_engine  # noqa: F401 - a fixture for every test
+from tests.atropos import atropos  # noqa: F401 - fixtures for every test
+from tests.docker_engine import docker_engine  # noqa: F401
 
 settings.register_profile("agentenv", deadline=None)  # no test asserts a time
 settings.load_profile("agentenv")

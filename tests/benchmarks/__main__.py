@@ -4,7 +4,8 @@
     --json FILE         the figures for other programs
     --quick             much less of everything: shows that it runs, measures nothing
 
-Sandboxes of other projects are measured beside ours where AGENTENV_BENCH_PEERS names a Python that has them (SWE-ReX).
+Sandboxes of other projects are measured beside ours where AGENTENV_BENCH_PEERS names a Python that has them (SWE-ReX),
+the trajectory server beside that of Atropos where scripts/atropos-venv.sh has made its virtual environment.
 
 Figures of two runs are not to be compared, their ratios are. Nothing fails because of a figure; the exit status is 1
 when a section could not be measured.
@@ -25,6 +26,7 @@ from rich.console import Console
 from tests.benchmarks import (
     machine,
     report,
+    section_api,
     section_containers,
     section_docker,
     section_exec,
@@ -59,6 +61,7 @@ SECTIONS: dict[str, Callable[[Effort], Awaitable[Section]]] = {
     "groups": section_groups.run,
     "docker": section_docker.run,
     "containers": section_containers.run,
+    "api": section_api.run,
 }
 
 

@@ -57,7 +57,8 @@ class Effort:
     parked_rollouts: int = 200
     sequence_tokens: int = 16_384
     workspace_files: int = 2_000
-    section_limit_s: float = 180.0
+    queued_groups: tuple[int, ...] = (100, 1_000, 5_000)
+    section_limit_s: float = 600.0
 
 
 FULL = Effort()
@@ -70,7 +71,8 @@ QUICK = Effort(
     parked_rollouts=20,
     sequence_tokens=1024,
     workspace_files=200,
-    section_limit_s=60.0,
+    queued_groups=(100, 300),
+    section_limit_s=120.0,
 )
 """Shows in seconds that everything runs."""
 

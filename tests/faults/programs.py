@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 ROOT = Path(__file__).parents[2]
-_SOURCES = (".", "backends", "tools", "environments")
+SOURCES = (".", "backends", "tools", "environments")
 
 
 class Program:
@@ -45,7 +45,7 @@ async def program(
     """`python ARGUMENTS`, with our packages in reach, its output in a pipe or in a file. Whatever is left at the end is
     killed.
     """
-    paths = os.pathsep.join(str(ROOT / source) for source in _SOURCES)
+    paths = os.pathsep.join(str(ROOT / source) for source in SOURCES)
     stream = output.open("wb") if output is not None else None
     try:
         process = await asyncio.create_subprocess_exec(
