@@ -43,7 +43,6 @@ _HELD = (SIGPIPE, SIGCHLD, SIGXFSZ)
 """What an init must not end at. Python would ignore the first and the last, and so would what it starts."""
 
 
-
 class Spawner:
     """Starts programs, each in a session of its own. `user` is who they are, where that is not who the init is."""
 
