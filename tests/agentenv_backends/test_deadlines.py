@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from functools import partial
 
 from agentenv_backends._deadlines import Deadlines
 from agentenv_backends._virtual_time import run_in_virtual_time
@@ -14,8 +15,12 @@ def test_each_is_called_back_at_its_time_in_whatever_order_they_are_added() -> N
         loop, deadlines = asyncio.get_running_loop(), Deadlines()
         wanted = random.Random(1).sample(range(1, 1000), 200)
         called: list[tuple[float, int]] = []
+
+        def note(at: int) -> None:
+            called.append((loop.time(), at))
+
         for at in wanted:
-            deadlines.add(at, float(at), lambda at=at: called.append((loop.time(), at)))
+            deadlines.add(at, float(at), partial(note, at))
         await asyncio.sleep(1000)
         assert called == [(float(at), at) for at in sorted(wanted)]
 
@@ -26,12 +31,16 @@ def test_what_was_removed_is_not_called_and_keeps_nothing_from_being_called() ->
     async def main() -> None:
         loop, deadlines = asyncio.get_running_loop(), Deadlines()
         called: list[tuple[str, float]] = []
+
+        def note(name: str) -> None:
+            called.append((name, loop.time()))
+
         for name, at in (("first", 1.0), ("second", 2.0), ("third", 3.0)):
-            deadlines.add(name, at, lambda name=name: called.append((name, loop.time())))
+            deadlines.add(name, at, partial(note, name))
         deadlines.remove("first")
         deadlines.remove("never added")
         await asyncio.sleep(2.5)
-        deadlines.add("sooner", 2.75, lambda: called.append(("sooner", loop.time())))
+        deadlines.add("sooner", 2.75, partial(note, "sooner"))
         await asyncio.sleep(2.5)
         assert called == [("second", 2.0), ("sooner", 2.75), ("third", 3.0)]
 
