@@ -22,7 +22,6 @@ from agentenv_backends.errors import (
 from agentenv_backends.sandboxd import cgroups, frames
 from agentenv_backends.sandboxd.slot_processes import descendants_of
 from tests.agentenv_backends.sandboxd.harness import RunningHost, StartHost, all_gone, owner, until
-from tests.faults.process_tree import process_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -137,7 +136,7 @@ async def test_a_slot_killed_from_outside_is_lost_and_its_neighbour_is_not(
     host = await start_host("a", "b")
     lost: list[tuple[str, SlotLostError]] = []
     host.connection.on_slot_lost(lambda slot, error: lost.append((slot, error)))
-    outer = next(pid for pid in descendants_of(host.process.pid) if process_of(pid).name == "bwrap")
+    outer = host.family()[1].pid
     victim = outer if member == "bubblewrap" else descendants_of(outer)[0]
     family = [owner(pid) for pid in (outer, *descendants_of(outer))]
     task = busy(host, "a")
