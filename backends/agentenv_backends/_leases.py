@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
+from agentenv_backends._deadlines import Deadlines
 from agentenv_backends.base import Slot, SlotState
 from agentenv_backends.errors import InfrastructureError, SandboxTimeoutError, SlotStateError
 
@@ -31,6 +32,33 @@ def advance(slot: Slot, state: SlotState) -> None:
     slot.state = state
 
 
+class _Call:
+    """What is under way in the task that made this, which can be interrupted there as by a timeout."""
+
+    __slots__ = ("_earlier_cancellations", "_has_ended", "_task", "interrupted")
+
+    def __init__(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None, "a lease is used in a task"
+        self._task = task
+        self._earlier_cancellations = task.cancelling()
+        self._has_ended = False
+        self.interrupted = False
+
+    def interrupt(self) -> None:
+        """Cancel what is under way, unless it has ended."""
+        if not self._has_ended and not self.interrupted:
+            self.interrupted = True
+            self._task.cancel()
+
+    def end(self) -> bool:
+        """Whether a cancellation was this interruption, and nobody else's too. False when called again."""
+        if self._has_ended:
+            return False
+        self._has_ended = True
+        return self.interrupted and self._task.uncancel() <= self._earlier_cancellations
+
+
 @dataclass(eq=False, slots=True)
 class Lease:
     """What its holder may do with one slot, until it is released or revoked."""
@@ -43,7 +71,8 @@ class Lease:
     """Whether anything was ever done in it."""
     restoring: bool = False
     """Whether it is on its way to its first contents, and takes no requests yet."""
-    _calls: set[asyncio.Timeout] = field(default_factory=set)
+    _calls: set[_Call] = field(default_factory=set)
+    _deadlines: Deadlines = field(default_factory=Deadlines)
     _owed_s: float = 0.0
     """Sum of the deadlines of requests under way: a slot carries them one after another."""
 
@@ -58,10 +87,9 @@ class Lease:
         if self.ended is not None:
             return
         self.ended = error
-        now = asyncio.get_running_loop().time()
         for call in self._calls:
-            if not call.expired():
-                call.reschedule(now)
+            asyncio.get_running_loop().call_soon(call.interrupt)
+        self._deadlines.close()
 
     def check(self) -> None:
         """Raise the error that ended this lease, if one did."""
@@ -79,13 +107,14 @@ class Lease:
         self.used = True
         self._owed_s += deadline_s
         patience = self._owed_s + grace_s
-        timeout = asyncio.timeout(patience)
+        call = _Call()
+        self._calls.add(call)
+        now = asyncio.get_running_loop().time()
+        self._deadlines.add(call, now + patience, call.interrupt)
         try:
-            async with timeout:
-                self._calls.add(timeout)
-                return await work()
-        except TimeoutError as error:
-            if not timeout.expired():
+            return await work()
+        except asyncio.CancelledError as error:
+            if not call.end():
                 raise
             if self.ended is not None:
                 raise _again(self.ended) from None
@@ -94,7 +123,9 @@ class Lease:
                 f"{grace_s:g} s after the deadline it was to keep itself"
             ) from error
         finally:
-            self._calls.discard(timeout)
+            call.end()
+            self._calls.discard(call)
+            self._deadlines.remove(call)
             self._owed_s -= deadline_s
 
 

@@ -7,8 +7,10 @@ import itertools
 import json
 import logging
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from agentenv_backends._deadlines import Deadlines
 from agentenv_backends._snapshot_calls import SnapshotCalls
 from agentenv_backends.errors import (
     HostLostError,
@@ -108,6 +110,7 @@ class HostConnection(SnapshotCalls, asyncio.Protocol):
         self._ids = itertools.count(1)
         self._channels = itertools.count(1)
         self._futures: dict[int, asyncio.Future[frames.Frame]] = {}
+        self._deadlines = Deadlines()
         self._slots: dict[str, _Slot] = {}
         self._by_channel: dict[int, _Slot] = {}
         self._slot_lost: Callable[[str, SlotLostError], None] | None = None
@@ -243,6 +246,7 @@ class HostConnection(SnapshotCalls, asyncio.Protocol):
         self._lost_reason = reason
         if self._lease_timer is not None:
             self._lease_timer.cancel()
+        self._deadlines.close()
         for future in list(self._futures.values()):
             _set_error(future, self._lost_error())
         if self._host_lost is not None and self._closing is None:
@@ -283,7 +287,8 @@ class HostConnection(SnapshotCalls, asyncio.Protocol):
         request_id, future = self._expect(slot)
         channel = slot.channel if slot is not None else 0
         sent = frames.encode(kind, channel=channel, request_id=request_id, header=header, body=body)
-        timer = self._loop.call_later(timeout_s, self._overdue, future, slot, timeout_s)
+        overdue = partial(self._overdue, future, slot, timeout_s)
+        self._deadlines.add(request_id, self._loop.time() + timeout_s, overdue)
         try:
             if self._has_room and not self._held_back:
                 self._write(sent)
@@ -297,7 +302,7 @@ class HostConnection(SnapshotCalls, asyncio.Protocol):
                 )
             raise
         finally:
-            timer.cancel()
+            self._deadlines.remove(request_id)
             del self._futures[request_id]
             if slot is not None:
                 slot.pending.discard(future)

@@ -6,6 +6,8 @@ import json
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import orjson
+
 from agentenv_backends.requests import (
     ArchiveRequest,
     EditRequest,
@@ -87,7 +89,7 @@ def encode_request(request: Request, key: str | None = None) -> Encoded | OpFail
         return refused.failure
     if key is not None:
         values["key"] = key
-    header = _encode_json(values).encode("ascii")
+    header = _encoded(values)
     for size, most, what in (
         (len(header), frames.MAX_HEADER, "names, paths and environment"),
         (len(body), frames.MAX_BODY, "contents"),
@@ -100,10 +102,26 @@ def encode_request(request: Request, key: str | None = None) -> Encoded | OpFail
 
 def decode_result(request: Request, frame: frames.Frame) -> Result:
     """The result that an answer holds. Raises `ValueError`, `KeyError` or `TypeError` when it is none."""
-    values = _decode_json(frame.header.decode("ascii"))
+    values = _decoded(frame.header)
     if "failure" in values:
         return OpFailure(FailureKind(values["failure"]), values["message"])
     return _DECODERS[type(request)](values, frame)
+
+
+def _encoded(values: dict[str, Any]) -> bytes:
+    """In ASCII, which a slot reads without being told of an encoding."""
+    try:
+        text = orjson.dumps(values)
+    except orjson.JSONEncodeError:  # a path with bytes that are no UTF-8
+        return _encode_json(values).encode("ascii")
+    return text if text.isascii() else _encode_json(values).encode("ascii")
+
+
+def _decoded(text: bytes) -> Any:
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:  # such as of a path with bytes that are no UTF-8
+        return _decode_json(text.decode("ascii"))
 
 
 def _encode_exec(request: ExecRequest) -> tuple[dict[str, Any], bytes, float]:
@@ -334,7 +352,7 @@ def _decode_read(values: dict[str, Any], frame: frames.Frame) -> ReadResult:
 
 
 def _decode_list(values: dict[str, Any], frame: frames.Frame) -> ListResult:
-    rows = _decode_json(frame.body.decode("ascii"))
+    rows = _decoded(frame.body)
     return ListResult(tuple(Entry(*row) for row in rows), values["truncated"])
 
 
@@ -355,11 +373,11 @@ def _decode_view(values: dict[str, Any], frame: frames.Frame) -> ViewResult:
 
 
 def _decode_glob(values: dict[str, Any], frame: frames.Frame) -> GlobResult:
-    return GlobResult(tuple(_decode_json(frame.body.decode("ascii"))), values["truncated"])
+    return GlobResult(tuple(_decoded(frame.body)), values["truncated"])
 
 
 def _decode_grep(values: dict[str, Any], frame: frames.Frame) -> GrepResult:
-    rows = _decode_json(frame.body.decode("ascii"))
+    rows = _decoded(frame.body)
     matches = (
         GrepMatch(path, line, text, *(tuple(lines) for lines in context))
         for path, line, text, *context in rows

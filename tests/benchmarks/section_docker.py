@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from agentenv_backends.config import DockerConfig
+from tests.benchmarks.container_cost import main_processes, with_cost
 from tests.benchmarks.docker_exec import exec_container
 from tests.benchmarks.figures import Effort, Goal, Row, Section
 from tests.benchmarks.load import drive, in_turns
@@ -89,6 +90,7 @@ class _Rivals:
 async def _at(count: int, effort: Effort, rivals: _Rivals) -> dict[str, Load]:
     async with AsyncExitStack() as stack:
         measurements: dict[str, Measurement] = {}
+        known: frozenset[int] = frozenset()
         for name, containers in ((_OURS, 1), (_SPREAD, _SPREAD_OVER)):
             if containers > 1 and count != _MOST:
                 continue
@@ -97,7 +99,10 @@ async def _at(count: int, effort: Effort, rivals: _Rivals) -> dict[str, Load]:
             slots = await stack.enter_async_context(running(config))
             await slots.warm_up(count)
             shell = partial(slots.shell, command="true")
-            measurements[name] = partial(_drive, shell, count, effort.seconds)
+            load = partial(_drive, shell, count, effort.seconds)
+            own = await main_processes() - known
+            measurements[name] = partial(with_cost, load, own)
+            known |= own
         measurements |= rivals.at(count, effort.seconds)
         return await in_turns(min(2 if count == _MOST else 3, effort.rounds), measurements)
 
@@ -107,13 +112,15 @@ async def _drive(call: Call, count: int, seconds: float) -> Load:
 
 
 def _rows(count: int, loads: dict[str, Load]) -> list[Row]:
-    # The processor time that can be seen from here is the driver's alone, and says little beside the containers'.
+    # What rivals do in their containers cannot be seen from here, and the driver's share alone says little.
+    ours = {name: load for name, load in loads.items() if name in (_OURS, _SPREAD)}
+    shown = {name: replace(load, cpu_s=0.0) for name, load in loads.items()} | ours
     return [
         Row(
             f"{count}: {name}",
-            {**replace(load, cpu_s=0.0).figures(), "of docker exec": load.rate / loads[_EXEC].rate},
+            {**load.figures(), "of docker exec": load.rate / loads[_EXEC].rate},
         )
-        for name, load in loads.items()
+        for name, load in shown.items()
     ]
 
 

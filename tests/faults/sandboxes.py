@@ -58,7 +58,8 @@ def hosts_of(provider: LocalProvider) -> set[Process]:
 
 def slots_of(provider: LocalProvider) -> set[Process]:
     """The outermost process of each slot that is open now."""
-    return {slot for host in hosts_of(provider) for slot in children(host.pid)}
+    below = {child for host in hosts_of(provider) for child in children(host.pid)}
+    return {child for child in below if child.name == "bwrap"}  # the other is the helper for mounts
 
 
 @asynccontextmanager

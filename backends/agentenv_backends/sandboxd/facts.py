@@ -12,7 +12,7 @@ from typing import Any, Dict, List, Tuple
 
 from . import bwrap, frames, host_limits
 from .launcher import HostError, Launcher
-from .mounter import can_mount
+from .mounter import working_mounter
 from .process import SlotProcess
 from .settings import HostFacts, HostSettings
 from .users import SlotHome, disk_size
@@ -54,7 +54,8 @@ def probe(launcher: Launcher) -> HostFacts:
     try:
         report = _ask(process)
         host_uid = _uid_of(process.pid)
-        overlays = launcher.drops_uid and can_mount(process.init_pid, process.parts.uid or 0)
+        if launcher.drops_uid:
+            launcher.mounter = working_mounter(process.init_pid, process.parts.uid or 0)
     finally:
         _end(process)
         launcher.finish(process)
@@ -63,7 +64,7 @@ def probe(launcher: Launcher) -> HostFacts:
     elif process.parts.home is not None:
         _check_user(report, process.parts.home, allow_network=launcher.settings.allow_network)
     copies = "reflink" if launcher.clones_in else "copy"
-    facts = _facts(launcher, dict(report, snapshot="overlay" if overlays else copies))
+    facts = _facts(launcher, dict(report, snapshot="overlay" if launcher.mounter else copies))
     _check_required(facts, launcher.settings.require)
     return facts
 

@@ -14,6 +14,7 @@ from typing import Any, Dict, List, NoReturn, Optional, Tuple
 
 from . import bundle, bwrap, cgroups, host_limits, leftovers, names, reset, seccomp
 from .lean import PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, prctl
+from .mounter import Mounter
 from .process import SlotParts, SlotProcess
 from .reflinks import can_share
 from .settings import HostSettings
@@ -75,6 +76,8 @@ class Launcher:
         self.limits_processes_inside = "pids" not in controllers and self._processes_by_rlimit()
         self._limit_memory_by_rlimit = "memory" not in controllers
         self.host_memory = host_limits.HostMemory.find() if self.users is not None else None
+        self.mounter: Optional[Mounter] = None
+        """The helper for mounts, where it has proved to work. Kept from then on: the first snapshot is not to wait."""
         self.folders = ""
         self.clones_in = ""
         """The folder of slots whose file system shares blocks between files; empty: there is none."""
@@ -142,6 +145,8 @@ class Launcher:
 
     def close(self) -> None:
         """Take back what the host had."""
+        if self.mounter is not None:
+            self.mounter.close()
         if self.folders and self.users is None:
             shutil.rmtree(self.folders, ignore_errors=True)
 

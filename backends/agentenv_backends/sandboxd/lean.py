@@ -11,11 +11,10 @@ import struct
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable
+    from typing import Any, Callable, Iterable
 
-SIGINT, SIGKILL, SIGCHLD, SIGSTOP = 2, 9, 17, 19
+SIGINT, SIGKILL, SIGPIPE, SIGCHLD, SIGSTOP, SIGXFSZ = 2, 9, 13, 17, 19, 25
 PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 4, 36, 38
-_FAULTS = (4, 5, 6, 7, 8, 11)  # SIGILL, SIGTRAP, SIGABRT, SIGBUS, SIGFPE, SIGSEGV
 _CAPABILITY_VERSION = 0x20080522
 _RTLD_NOW = 2
 _SFD_CLOEXEC = 0o2000000
@@ -55,25 +54,6 @@ def child_signals() -> int:
     return descriptor
 
 
-def hold_signals() -> None:
-    """Have this process do nothing at any signal, in a way that ends with an exec: programs begin with the defaults.
-
-    What is ignored stays so in a program, and setting all signals back in each child takes as long as starting it.
-    """
-    import _signal  # noqa: PLC0415
-
-    for number in range(1, 65):
-        try:
-            # A fault of our own must still end this process, not repeat itself.
-            _signal.signal(number, _signal.SIG_DFL if number in _FAULTS else _do_nothing)
-        except (OSError, ValueError):
-            continue
-
-
-def _do_nothing(_number: int, _frame: object) -> None:
-    return
-
-
 def unblock_signals() -> None:
     """Block no signal: for a child that is about to begin a program."""
     import _signal  # noqa: PLC0415
@@ -81,8 +61,12 @@ def unblock_signals() -> None:
     _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
 
 
-def default_signals() -> None:
-    """Let every signal do what it does by default, and block none: for a child that is about to begin a program."""
+def default_signals(blocked: Iterable[int] = ()) -> None:
+    """Let every signal do what it does by default, but for a few that are blocked: so they neither end this process nor
+    are passed on to the programs it starts, which begin with no signal blocked.
+
+    Handlers would do, but `posix_spawn` takes them back in the child, which costs two calls each.
+    """
     import _signal  # noqa: PLC0415
 
     for number in range(1, 65):
@@ -93,7 +77,7 @@ def default_signals() -> None:
             ValueError,
         ):  # SIGKILL, SIGSTOP and those that the C library keeps to itself
             continue
-    unblock_signals()
+    _signal.pthread_sigmask(_signal.SIG_SETMASK, blocked)
 
 
 def set_capabilities(permitted: int) -> None:

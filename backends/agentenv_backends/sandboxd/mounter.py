@@ -22,18 +22,16 @@ _END_S = 2.0
 _log = logging.getLogger("agentenv.sandboxd")
 
 
-def can_mount(pid: int, uid: int) -> bool:
-    """Whether snapshots can be mounted here, tried on a slot that is thrown away."""
+def working_mounter(pid: int, uid: int) -> Optional[Mounter]:
+    """The helper, if snapshots can be mounted here: it has tried it on a slot that is thrown away."""
     # The helper is a fork: what is imported before it is started need not be imported by each. Few hosts get here.
     from . import mounts  # noqa: F401, PLC0415
 
     try:
         mounter = Mounter()
     except OSError:
-        return False
-    works = mounter.trial(pid, uid)
-    mounter.close()
-    return works
+        return None
+    return mounter if mounter.trial(pid, uid) else None
 
 
 class Mounter:

@@ -18,7 +18,7 @@ import socket
 import stat
 import struct
 from contextlib import contextmanager
-from typing import Any, Dict, Iterator, NoReturn, Tuple
+from typing import Any, Dict, Iterator, List, NoReturn, Tuple
 
 from . import mount_calls
 from .bwrap import WORKSPACE
@@ -44,6 +44,8 @@ class Mounts:
         with _closing(mount_calls.new_file_system("tmpfs", {"size": "1m", "mode": "700"})) as home:
             mount_calls.attach(home, _HOME)
         self._counter = 0
+        self._needless: List[str] = []
+        """Mounts for one step only, which is over: taking them away makes the kernel wait, and nobody else has to."""
 
     def trial(self, pid: int, uid: int) -> None:
         """Try on a slot that is to be thrown away whether all this really works here. Raises `OSError` if not."""
@@ -99,6 +101,14 @@ class Mounts:
         """Let go of a snapshot; slots that were given it keep it."""
         _remove_mount(self.path(tree))
 
+    def tidy(self) -> None:
+        """Take away what the steps before needed for themselves; call when there is time."""
+        while self._needless:
+            try:
+                _remove_mount(self._needless.pop())
+            except OSError:
+                continue  # it goes with this process
+
     def path(self, tree: str) -> str:
         """Where the snapshot lies, here."""
         return os.path.join(_HOME, tree)
@@ -122,7 +132,7 @@ class Mounts:
                 mount_calls.attach(mount, scratch)
             yield scratch
         finally:
-            _remove_mount(scratch)
+            self._needless.append(scratch)
 
     def _overlay(self, lower: str, uid: int, disk_bytes: int) -> int:
         """A new overlay over `lower`, attached nowhere: what is written goes to memory of its own."""
@@ -138,7 +148,7 @@ class Mounts:
             layers = {"lowerdir": lower, "upperdir": upper, "workdir": work}
             return mount_calls.new_file_system("overlay", dict(layers, **_OVERLAY))
         finally:
-            _remove_mount(scratch)
+            self._needless.append(scratch)
 
     def _cover(self, namespace: int, mount: int) -> None:
         """Mount over the workspace of a slot."""
@@ -229,6 +239,8 @@ class _Helper:
     def serve(self) -> None:
         """Until the server is gone."""
         while True:
+            if not self._poll.poll(0):
+                self._mounts.tidy()
             for descriptor, _ in self._poll.poll():
                 if descriptor != self._stream.fileno():
                     self._packed(descriptor)

@@ -131,7 +131,6 @@ class Server:
             self._driver,
             self._launcher,
             self._loop,
-            overlays=facts.snapshot == "overlay",
             flush=self._send_to,
             end=self._end,
         )

@@ -14,8 +14,8 @@ Until its `setresuid` its real id is the init's. Nobody can make use of that: it
 process of the slot's user can trace or inspect it, as not all of its ids are that user's.
 
 Not everywhere: under no-new-privileges, Linux before 6.16 makes the effective id of such a program its real one, from
-which there is no way to the slot's. It says so (EPERM), and the command is begun by a fork. A soft limit of the stack
-above 8 MiB is 8 MiB for what the program becomes.
+which there is no way to the slot's. So it is tried when the slot is opened, and where it says so (EPERM) commands are
+begun by forks. A soft limit of the stack above 8 MiB is 8 MiB for what the program becomes.
 """
 
 from __future__ import annotations

@@ -121,6 +121,9 @@ class Executor:
         self._start(run, header, body[:split], body[split:])
         outcome = self._follow(run, request_id)
         self._clean(run)
+        failure = self._spawner.failure(run.status) if run.status else None
+        if failure is not None:
+            raise _start_failure(failure)
         return _answer(run, outcome)
 
     # --- starting -------------------------------------------------------------------------------------------------
@@ -187,9 +190,12 @@ class Executor:
     # --- following ------------------------------------------------------------------------------------------------
 
     def _follow(self, run: Run, request_id: int) -> str:
-        """Read and wait until the command has ended, or must end. Returns how, as the driver's `ExecStatus` says it."""
+        """Read and wait until the command has ended, or must end. Returns how, as the driver's `ExecStatus` says it.
+
+        Where no process is left there is nothing to wait for: `_clean` reads what the pipes still hold.
+        """
         deadline, outcome = run.deadline, ""
-        while run.streams or run.status is None:
+        while (run.streams or run.status is None) and not run.none_left:
             left = deadline - time.monotonic()
             if left <= 0:
                 return outcome or "timed_out"

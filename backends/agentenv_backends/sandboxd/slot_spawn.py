@@ -9,17 +9,19 @@ import select
 
 from .lean import (
     PR_SET_CHILD_SUBREAPER,
+    SIGCHLD,
     SIGKILL,
+    SIGPIPE,
     SIGSTOP,
+    SIGXFSZ,
     default_signals,
-    hold_signals,
     prctl,
     unblock_signals,
 )
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, List, NoReturn, Sequence, Tuple, Union
+    from typing import Any, Dict, List, NoReturn, Sequence, Tuple, Union
 
     from .slot_exec import OomScore
     from .slot_user import SlotUser
@@ -33,10 +35,12 @@ _BEGIN_S = 5.0
 """How long a program is awaited to begin; one that is held up by then is left to its own deadline."""
 _NO_TEXT = b"\xff"
 """How the number of a failure ends, as 8 bytes of a negative number, and how no UTF-8 does."""
-_NOT_HERE = frozenset(
-    (errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOEXEC, errno.ENOSYS, errno.EINVAL)
-)
-"""What a system says that does not let an entry program begin, or become another user."""
+_NOT_BEGUN = 127
+"""Exit code of what did not become a program; of programs, too."""
+_NOWHERE = "/dev/null/nowhere"
+"""What can become nothing, if it gets so far as to try, fails with ENOTDIR."""
+_HELD = (SIGPIPE, SIGCHLD, SIGXFSZ)
+"""What an init must not end at. Python would ignore the first and the last, and so would what it starts."""
 
 
 class Spawner:
@@ -45,9 +49,13 @@ class Spawner:
     def __init__(self, oom_score: OomScore, user: Union[SlotUser, None]) -> None:
         self._oom_score = oom_score
         self._user = user
-        self._entry = _Entry(user.uid) if user is not None and not user.is_root else None
+        self._entry: Union[_Entry, None] = None
+        self._to_default = _ALL_SIGNALS
         if user is not None:
-            hold_signals()
+            default_signals(blocked=_HELD)
+            self._to_default = ()
+            if not user.is_root:
+                self._entry = _Entry.made(user.uid)
 
     def spawn(
         self,
@@ -60,21 +68,16 @@ class Spawner:
     ) -> int:
         """Start a program and return its process id. `actions` are those of `os.posix_spawn`.
 
-        What descends from a `subreaper` stays below it while it lives.
+        What descends from a `subreaper` stays below it while it lives. Ask `failure` for what ends at once.
         Raises `OSError` when the system does not let it begin, `ValueError` for what it cannot be given.
         """
         self._oom_score.raise_for_children()
         try:
-            if self._entry is not None and not subreaper:
-                try:
-                    return self._entry.spawn(path, arguments, env, actions)
-                except OSError as error:
-                    if error.errno not in _NOT_HERE:
-                        raise
-                    self._entry = None
-            if self._user is not None or subreaper:
+            if subreaper or (self._user is not None and self._entry is None):
                 fork = _Fork(self._user, subreaper=subreaper)
                 return fork.spawn(path, arguments, env, actions)
+            if self._entry is not None:
+                path, actions = self._entry.to(path), [*actions, self._entry.failures]
             return os.posix_spawn(
                 path,
                 arguments,
@@ -82,39 +85,60 @@ class Spawner:
                 file_actions=actions,
                 setsid=True,
                 setsigmask=(),
-                setsigdef=_ALL_SIGNALS,
+                setsigdef=self._to_default,
             )
         finally:
             self._oom_score.restore()
 
+    def failure(self, status: int) -> Union[OSError, None]:
+        """Why a program with that wait status, the last that was started, did not begin, if it did not."""
+        if self._entry is None or (os.WIFEXITED(status) and os.WEXITSTATUS(status) != _NOT_BEGUN):
+            return None
+        return self._entry.failure()
+
 
 class _Entry:
-    """What `_Fork` does for commands of a user, in half the time, by way of an entry program."""
+    """Does what `_Fork` does for commands of a user, in half the time, by way of an entry program."""
 
     def __init__(self, uid: int) -> None:
+        from .slot_entry import FAILURES  # noqa: PLC0415 - few slots need it
+
         self._uid = uid
-        self._programs: Dict[str, int] = {}
-        """Descriptors, by what the program becomes: the slot's shell."""
+        self._programs: Dict[str, str] = {}
+        """Names of the programs, by what they become."""
+        self._reading, writing = os.pipe()
+        os.set_blocking(self._reading, False)
+        self.failures = (os.POSIX_SPAWN_DUP2, writing, FAILURES)
+        """Has a program that does not begin say why."""
 
-    def spawn(
-        self, path: str, arguments: Arguments, env: Dict[str, str], actions: FileActions
-    ) -> int:
-        from .slot_entry import FAILURES, open_entry_program  # noqa: PLC0415 - few slots need it
+    @classmethod
+    def made(cls, uid: int) -> Union[_Entry, None]:
+        """None where the system does not let such a program begin, or become another user."""
+        try:
+            entry = cls(uid)
+            pid = os.posix_spawn(entry.to(_NOWHERE), ["-"], {}, file_actions=[entry.failures])
+        except OSError:
+            return None
+        _, status = os.waitpid(pid, 0)
+        failure = entry.failure()
+        works = os.WIFEXITED(status) and failure is not None and failure.errno == errno.ENOTDIR
+        return entry if works else None
 
+    def to(self, path: str) -> str:
+        """What to start in order to become the program at `path`. Raises `OSError`."""
         if path not in self._programs:
-            self._programs[path] = open_entry_program(self._uid, path)
+            from .slot_entry import open_entry_program  # noqa: PLC0415 - few slots need it
 
-        def start(failures: int) -> int:
-            return os.posix_spawn(
-                "/proc/self/fd/%d" % self._programs[path],
-                arguments,
-                env,
-                file_actions=[*actions, (os.POSIX_SPAWN_DUP2, failures, FAILURES)],
-                setsid=True,
-                setsigmask=(),
-            )
+            self._programs[path] = "/proc/self/fd/%d" % open_entry_program(self._uid, path)
+        return self._programs[path]
 
-        return _begun(start, actions)
+    def failure(self) -> Union[OSError, None]:
+        """What the last one said before it ended, if it said something."""
+        try:
+            number = -int.from_bytes(os.read(self._reading, 8), "little", signed=True)
+        except BlockingIOError:
+            return None
+        return OSError(number, os.strerror(number))
 
 
 class _Fork:
@@ -127,13 +151,22 @@ class _Fork:
     def spawn(
         self, path: str, arguments: Arguments, env: Dict[str, str], actions: FileActions
     ) -> int:
-        def start(failures: int) -> int:
-            pid = os.fork()
-            if pid == 0:
-                self._begin(path, arguments, env, actions, failures)
-            return pid
-
-        return _begun(start, actions)
+        reading, writing = _pipe_out_of_the_way(actions)
+        try:
+            try:
+                pid = os.fork()
+                if pid == 0:
+                    self._begin(path, arguments, env, actions, writing)
+            finally:
+                os.close(writing)
+            failure = _first_words(reading)
+        finally:
+            os.close(reading)
+        if failure:
+            os.kill(pid, SIGKILL)  # neighbours of the same user may have stopped it
+            os.waitpid(pid, 0)
+            raise _as_error(failure)
+        return pid
 
     def _begin(
         self,
@@ -160,25 +193,7 @@ class _Fork:
         except BaseException as error:  # noqa: BLE001 - the child of a fork has nobody to raise to
             os.write(failures, str(error).encode("utf-8", "backslashreplace"))
         finally:
-            os._exit(127)
-
-
-def _begun(start: Callable[[int], int], actions: FileActions) -> int:
-    """The process that `start` gives, which writes to the descriptor it is given why its program does not begin."""
-    reading, writing = _pipe_out_of_the_way(actions)
-    try:
-        try:
-            pid = start(writing)
-        finally:
-            os.close(writing)
-        failure = _first_words(reading)
-    finally:
-        os.close(reading)
-    if failure:
-        os.kill(pid, SIGKILL)  # neighbours of the same user may have stopped it
-        os.waitpid(pid, 0)
-        raise _as_error(failure)
-    return pid
+            os._exit(_NOT_BEGUN)
 
 
 def _pipe_out_of_the_way(actions: FileActions) -> Tuple[int, int]:

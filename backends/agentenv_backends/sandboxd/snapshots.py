@@ -53,9 +53,7 @@ class _Job:
 
 
 class Snapshots:
-    """Answers the driver's SNAPSHOT frames. `flush` sends what waits in a slot's outbox, `end` ends a slot; `overlays`
-    says whether snapshots can be mounted here.
-    """
+    """Answers the driver's SNAPSHOT frames. `flush` sends what waits in a slot's outbox, `end` ends a slot."""
 
     def __init__(
         self,
@@ -63,19 +61,20 @@ class Snapshots:
         launcher: Launcher,
         loop: Loop,
         *,
-        overlays: bool,
         flush: Callable[[Slot], None],
         end: Callable[[Slot, str], None],
     ) -> None:
         self._driver = driver
         self._disk_bytes = launcher.settings.disk_mb * _MB
         self._loop = loop
-        self._overlays = overlays
+        self._overlays = launcher.mounter is not None
         self._flush = flush
         self._end = end
         self._store = SnapshotStore(self._drop_tree, launcher.clones_in)
-        self._mounter: Optional[Mounter] = None
-        """The helper, once there was need of one."""
+        self._mounter = launcher.mounter
+        """The helper, or the one that has taken its place."""
+        if self._mounter is not None:
+            self._mounter.serve(loop, self._store.lose_trees)
         self._jobs: Set[_Job] = set()
         self._layered: Set[Slot] = set()
         """Slots whose workspace is an overlay: what they hold is no file system of its own."""

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from agentenv_backends.connection import HostConnection, connect_host
@@ -20,7 +21,6 @@ from agentenv_backends.sandboxd.slot_processes import descendants_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from agentenv_backends.requests import Request
     from agentenv_backends.results import Result
@@ -56,8 +56,23 @@ class RunningHost:
         return str(result.kind)
 
     def family(self) -> list[Owner]:
-        """The server and every process below it."""
-        return [owner(pid) for pid in (self.process.pid, *descendants_of(self.process.pid))]
+        """The server and every process below it, but for its helper for mounts."""
+        server = self.process.pid
+        below = descendants_of(server)
+        return [owner(pid) for pid in (server, *below) if pid == server or not self._helps(pid)]
+
+    def _helps(self, pid: int) -> bool:
+        """The helper is a copy of the server in a mount namespace of its own."""
+        try:
+            (command, place), (own, own_place) = map(_command_and_place, (pid, self.process.pid))
+            return command == own and place != own_place
+        except OSError:  # it has just ended, or is another user's
+            return False
+
+
+def _command_and_place(pid: int) -> tuple[bytes, Path]:
+    folder = Path(f"/proc/{pid}")
+    return (folder / "cmdline").read_bytes(), (folder / "ns/mnt").readlink()
 
 
 def owner(pid: int) -> Owner:

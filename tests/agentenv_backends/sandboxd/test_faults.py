@@ -136,7 +136,7 @@ async def test_a_slot_killed_from_outside_is_lost_and_its_neighbour_is_not(
     host = await start_host("a", "b")
     lost: list[tuple[str, SlotLostError]] = []
     host.connection.on_slot_lost(lambda slot, error: lost.append((slot, error)))
-    outer = descendants_of(host.process.pid)[0]
+    outer = host.family()[1].pid
     victim = outer if member == "bubblewrap" else descendants_of(outer)[0]
     family = [owner(pid) for pid in (outer, *descendants_of(outer))]
     task = busy(host, "a")

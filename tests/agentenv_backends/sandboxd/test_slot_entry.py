@@ -99,10 +99,14 @@ def test_commands_of_a_user_begin_with_and_without_it(machine: str) -> None:
     for _ in range(2):
         pid = spawner.spawn("/bin/sh", command, {{"X": "y", "PATH": "/usr/bin:/bin"}}, [])
         assert os.waitpid(pid, 0)[1] == signal.SIGPIPE
+        assert spawner.failure(signal.SIGPIPE) is None
     try:
-        spawner.spawn("/no/such/shell", command, {{}}, [])
+        pid = spawner.spawn("/no/such/shell", command, {{}}, [])
+        raise spawner.failure(os.waitpid(pid, 0)[1])
     except FileNotFoundError:
         print("not found")
+    pid = spawner.spawn("/bin/sh", ["sh", "-c", "exit 127"], {{}}, [])
+    assert spawner.failure(os.waitpid(pid, 0)[1]) is None
     """
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(source)],
