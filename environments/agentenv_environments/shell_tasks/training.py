@@ -9,8 +9,8 @@ from itertools import islice, takewhile
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import DynamicCache
 
+from agentenv.policy.transformers_cache import cache_keyword, prefix_cache
 from agentenv.tokens.base import IGNORE_TOKEN
 
 if TYPE_CHECKING:
@@ -144,18 +144,8 @@ def _loss(model: Any, prefix: list[int], batch: Batch) -> Any:
     width = max(len(tokens) for tokens, _ in batch)
     tokens = torch.tensor([row + [0] * (width - len(row)) for row, _ in batch])
     labels = torch.tensor([row + [IGNORE_TOKEN] * (width - len(row)) for _, row in batch])
-    cache = _prefix_cache(model, prefix, len(batch))
-    hidden = model.model(tokens, past_key_values=cache).last_hidden_state
+    cache = prefix_cache(model.model, torch.tensor(prefix), len(batch))
+    hidden = model.model(tokens, **{cache_keyword(model.model): cache}).last_hidden_state
     learned = labels[:, 1:] != IGNORE_TOKEN
     logits = model.lm_head(hidden[:, :-1][learned])
     return torch.nn.functional.cross_entropy(logits, labels[:, 1:][learned])
-
-
-def _prefix_cache(model: Any, prefix: list[int], rows: int) -> Any:
-    """Keys and values of the prefix for every row of a batch. Gradients flow through it."""
-    computed = model.model(torch.tensor([prefix]), use_cache=True).past_key_values
-    cache = DynamicCache()
-    for index, layer in enumerate(computed.layers):
-        keys, values = (part.expand(rows, -1, -1, -1) for part in (layer.keys, layer.values))
-        cache.update(keys, values, index)
-    return cache
