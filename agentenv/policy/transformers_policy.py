@@ -147,6 +147,10 @@ class TransformersPolicy:
         turn.
         """
 
+    def version(self) -> str | None:
+        """The name of the weights that sample now."""
+        return self._running().version
+
     def stats(self) -> BatchStats:
         """Counters and gauges now."""
         return self._running().stats()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass
-from itertools import islice, takewhile
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from agentenv.policy.transformers_cache import cache_keyword, prefix_cache
 from agentenv.tokens.base import IGNORE_TOKEN
+from agentenv.training.tensors import common_prefix_length
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -110,12 +111,6 @@ class _Fit:
         torch.nn.utils.clip_grad_norm_(self._model.parameters(), 1.0)
         self._optimizer.step()
         return float(loss.detach())
-
-
-def common_prefix_length(sequences: Sequence[Sequence[Any]]) -> int:
-    """How many elements all sequences begin with."""
-    columns = zip(*sequences, strict=False)
-    return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
 
 
 def _drills(rows: Iterable[Row], dice: random.Random) -> Iterator[Batch]:
