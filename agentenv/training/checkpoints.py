@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+import pickle  # only for the name of what torch raises: nothing is unpickled but plain tensors
 import re
 import shutil
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers.utils.logging import disable_progress_bar
 
 from agentenv.errors import AgentEnvError
 
@@ -88,11 +90,14 @@ class CheckpointStore:
             load_model(learner.model, checkpoint.path / "model.safetensors")
             state = torch.load(checkpoint.path / _OPTIMIZER, weights_only=True)
             learner.optimizer.load_state_dict(state)
-        except (OSError, RuntimeError, ValueError) as error:
-            raise CheckpointError(f"{checkpoint.path} cannot be restored: {error}") from error
+        except (OSError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+            raise CheckpointError(
+                f"{checkpoint.path} cannot be restored: {_brief(error)}"
+            ) from error
 
     def _write(self, draft: Path, learner: Learner, progress: dict[str, Any]) -> None:
         draft.mkdir()
+        disable_progress_bar()  # of saving a model, which would draw over the run's own display
         learner.model.save_pretrained(draft)
         for pattern in _TOKENIZER_FILES:
             for file in self._model_path.glob(pattern):
@@ -115,6 +120,10 @@ class CheckpointStore:
         """Remove what a killed writer left."""
         for draft in self._folder.glob(".step-*"):
             shutil.rmtree(draft)
+
+
+def _brief(error: Exception) -> str:
+    return str(error).partition("\n")[0][:300]
 
 
 def _sync(path: Path) -> None:
