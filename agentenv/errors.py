@@ -9,7 +9,12 @@ AgentEnvError
 │   └── TokensUnavailableError  the engine returns no token ids or log-probs: refused for training
 ├── ContextLengthError          the prompt does not fit the context: a budget, not a failure
 ├── VerifierError               scoring raised, hung, or gave no finite number
-└── RunDirectoryError           the run directory cannot be used (locked, full, unreadable)  (OSError)
+├── RunDirectoryError           the run directory cannot be used (locked, full, unreadable)  (OSError)
+├── TrajectoryStoreError        the trajectory server's database cannot be read or written
+└── ApiError                    a call of a trajectory server failed
+    ├── ApiUnreachableError     no answer, or one that says to come again later               (ConnectionError)
+    └── ApiRefusedError         refused for a reason that stays: do not send it again
+        └── UnknownEnvError     the server does not know the environment: register again
 """
 
 
@@ -51,3 +56,34 @@ class VerifierError(AgentEnvError):
 
 class RunDirectoryError(AgentEnvError, OSError):
     """The run directory cannot be used."""
+
+
+class TrajectoryStoreError(AgentEnvError):
+    """The trajectory server's database cannot be read or written. Nothing was acknowledged."""
+
+
+class ApiError(AgentEnvError):
+    """A call of a trajectory server failed."""
+
+
+class ApiUnreachableError(ApiError, ConnectionError):
+    """The trajectory server gave no answer, or one that says to come again later. Sending again is safe."""
+
+    def __init__(self, message: str, retry_after_s: float | None = None, status: int = 0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+        """What the server asked for."""
+        self.status = status
+        """Of HTTP; 0 without an answer."""
+
+
+class ApiRefusedError(ApiError):
+    """The trajectory server refused a call, and would refuse it again."""
+
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class UnknownEnvError(ApiRefusedError):
+    """The trajectory server does not know the environment: it has to register again."""

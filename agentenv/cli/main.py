@@ -31,6 +31,7 @@ from agentenv.cli.services import (
     run_tool_server,
 )
 from agentenv.cli.settings import Settings, resolve, setting_trees
+from agentenv.cli.trajectory_server import add_api_parser, run_api
 from agentenv.errors import AgentEnvError, ConfigError
 from agentenv.run.panels import printable
 from agentenv_backends.errors import BackendConfigError, BackendError
@@ -97,6 +98,8 @@ def _dispatch(
         return run_doctor(console)
     if options.command == "cleanup":
         return run_cleanup(options, console)
+    if options.command == "api":
+        return run_api(options, console)
     if options.command == "tool-server":
         return run_tool_server(options, console)
     return commands.run_report(Path(options.run_dir), console)
@@ -240,6 +243,7 @@ def _agentenv_parser() -> argparse.ArgumentParser:
         "doctor", help="try which protections of sandboxes are in force on this machine"
     )
     add_tool_server_parser(chosen)
+    add_api_parser(chosen)
     report = chosen.add_parser("report", help="write the report.html of a run directory again")
     report.add_argument("run_dir", metavar="RUN_DIR")
     for other in (doctor, report, add_cleanup_parser(chosen)):

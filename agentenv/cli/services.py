@@ -88,7 +88,8 @@ def add_tool_server_parser(chosen: Any) -> None:
         epilog=_TOOL_SERVER_HELP,
     )
     parser.add_argument("tools", metavar="MODULE:TOOLS", help="the tools to serve")
-    _add_address(parser, 9002)
+    add_address(parser, 9002)
+    _add_token(parser)
     parser.add_argument(
         "--max-concurrency", type=int, metavar="N", help="calls that run at once (default: 16)"
     )
@@ -98,7 +99,8 @@ def add_tool_server_parser(chosen: Any) -> None:
 def add_executor_options(parser: argparse.ArgumentParser) -> None:
     """The options of `executor`, beside the settings."""
     parser.epilog = _EXECUTOR_HELP
-    _add_address(parser, 9001)
+    add_address(parser, 9001)
+    _add_token(parser)
     parser.add_argument(
         "--idle-s",
         type=float,
@@ -108,13 +110,17 @@ def add_executor_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_address(parser: argparse.ArgumentParser, port: int) -> None:
+def _add_token(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--token-file", metavar="FILE", help="file that holds the token callers must send"
+    )
+
+
+def add_address(parser: argparse.ArgumentParser, port: int) -> None:
+    """The options of a service's address."""
     parser.add_argument("--host", help="address to listen on (default: 127.0.0.1)")
     parser.add_argument(
         "--port", type=int, help=f"port to listen on; 0: a free one (default: {port})"
-    )
-    parser.add_argument(
-        "--token-file", metavar="FILE", help="file that holds the token callers must send"
     )
     parser.add_argument(
         "--allow-host",
@@ -147,7 +153,7 @@ def run_tool_server(options: argparse.Namespace, console: Console) -> int:
         max_concurrency=max_concurrency_from(os.environ) if limit is None else limit,
     )
     names = ", ".join(tool.schema.name for tool in tools)
-    asyncio.run(serve_until_stopped(server, _announcer(console, f"tools: {names}")))
+    asyncio.run(serve_until_stopped(server, announcer(console, f"tools: {names}")))
     return OK
 
 
@@ -181,7 +187,7 @@ async def _serve_executor(
     try:
         server = ExecutorServer(runtime.executor, runtime.backend, address, limits)
         names = ", ".join(runtime.tools.names())
-        await serve_until_stopped(server, _announcer(console, f"tools: {names}"))
+        await serve_until_stopped(server, announcer(console, f"tools: {names}"))
     finally:
         await finish(runtime.stop())
 
@@ -220,22 +226,25 @@ def _settings(options: argparse.Namespace, prefix: str, default_port: int) -> Se
         os.environ,
         host=options.host,
         port=port,
-        token=_token(options.token_file),
+        token=read_token("--token-file", options.token_file),
         allowed_hosts=tuple(options.allow_host) if options.allow_host else None,
         stop_grace_s=options.stop_grace_s,
     )
 
 
-def _token(path: str | None) -> str | None:
+def read_token(option: str, path: str | None) -> str | None:
+    """What a file holds, without the white space around it. Raises `ConfigError`."""
     if path is None:
         return None
     try:
         return Path(path).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--token-file {path}: cannot be read ({error})") from error
+        raise ConfigError(f"{option} {path}: cannot be read ({error})") from error
 
 
-def _announcer(console: Console, what: str) -> Callable[[str], None]:
+def announcer(console: Console, what: str) -> Callable[[str], None]:
+    """Prints where a service is served."""
+
     def announce(url: str) -> None:
         console.print(f"serving on {url} ({what}); Ctrl-C ends it", markup=False, soft_wrap=True)
 

@@ -16,6 +16,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from agentenv_tools.serving.answers import Answer, HttpError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from agentenv_tools.serving.settings import ServeSettings
@@ -98,35 +100,43 @@ class _Exchange:
             answer: Answer = refusal.answer(request_id=self._id)
             await answer.response(refusal.headers)(self._scope, receive, self._send)
 
-    # ---- who may call ----
-
     def _admit(self) -> None:
-        host = self._headers.get("host", "")
-        if not self._settings.admits_host(host):
-            raise HttpError(
-                421,
-                "wrong_host",
-                "this service is not known by the name in the Host header; "
-                "its operator can allow the name",
-            )
-        origin = self._headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
-            raise HttpError(403, "foreign_origin", "requests of web pages are not served")
+        check_caller(self._settings, self._headers.get("host", ""), self._headers.get("origin"))
         if self._settings.token is not None and self._scope["path"] not in OPEN_PATHS:
-            self._authenticate(self._settings.token)
+            value = bearer_token(self._headers.getlist("authorization"))
+            if not same_token(value, self._settings.token):
+                raise HttpError(403, "wrong_token", "the token is not the one this service expects")
 
-    def _authenticate(self, token: str) -> None:
-        given = self._headers.getlist("authorization")
-        scheme, _, value = given[0].partition(" ") if len(given) == 1 else ("", "", "")
-        if scheme.lower() != "bearer" or not value or len(value) > _MAX_HEADER_CHARS:
-            raise HttpError(
-                401,
-                "unauthenticated",
-                "send the token as Authorization: Bearer TOKEN",
-                {"www-authenticate": "Bearer"},
-            )
-        if not hmac.compare_digest(value.encode(), token.encode()):
-            raise HttpError(403, "wrong_token", "the token is not the one this service expects")
+
+def check_caller(settings: ServeSettings, host: str, origin: str | None) -> None:
+    """Raises `HttpError` for a request that was meant for another service, or comes from a web page."""
+    if not settings.admits_host(host):
+        raise HttpError(
+            421,
+            "wrong_host",
+            "this service is not known by the name in the Host header; "
+            "its operator can allow the name",
+        )
+    if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+        raise HttpError(403, "foreign_origin", "requests of web pages are not served")
+
+
+def bearer_token(headers: Sequence[str]) -> str:
+    """The token in the `Authorization` headers. Raises `HttpError` 401 where there is not exactly one."""
+    scheme, _, value = headers[0].partition(" ") if len(headers) == 1 else ("", "", "")
+    if scheme.lower() != "bearer" or not value or len(value) > _MAX_HEADER_CHARS:
+        raise HttpError(
+            401,
+            "unauthenticated",
+            "send the token as Authorization: Bearer TOKEN",
+            {"www-authenticate": "Bearer"},
+        )
+    return value
+
+
+def same_token(given: str, expected: str) -> bool:
+    """Whether two tokens are the same, in a time that tells nothing of where they differ."""
+    return hmac.compare_digest(given.encode("utf-8", "replace"), expected.encode())
 
 
 def _request_id(given: str) -> str:

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
-import socket
 from contextlib import asynccontextmanager, contextmanager, suppress
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from agentenv_tools.errors import ToolConfigError
-from agentenv_tools.serving.settings import host_of
+from agentenv_tools.serving.listening import Stoppable, listen, run_until_stopped, url_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
 
     from starlette.types import ASGIApp
 
-    from agentenv_tools.serving.settings import ServeSettings
 
 logger = logging.getLogger(__name__)
 
@@ -31,18 +27,12 @@ _CONNECTIONS_GRACE_S = 2
 """How long uvicorn waits for connections, once no call is under way any more."""
 
 
-class Service(Protocol):
+class Service(Stoppable, Protocol):
     """Something that can be served."""
-
-    settings: ServeSettings
 
     @property
     def app(self) -> ASGIApp:
         """The application, with its guard."""
-        ...
-
-    async def close(self, grace_s: float | None = None) -> None:
-        """Refuse new calls, and end those under way after `grace_s` (None: `stop_grace_s`). Bounded, idempotent."""
         ...
 
 
@@ -52,12 +42,12 @@ async def serving(service: Service) -> AsyncIterator[str]:
 
     Raises `ToolConfigError` when the address cannot be had.
     """
-    listener = _listen(service.settings)
+    listener = listen(service.settings)
     server = _Server(_config(service))
     task = asyncio.create_task(server.serve(sockets=[listener]), name="uvicorn")
     try:
         await _started(server, task)
-        yield _url(listener)
+        yield url_of(listener)
     finally:
         await _stop(service, server, task)
 
@@ -67,35 +57,7 @@ async def serve_until_stopped(service: Service, announce: Callable[[str], None])
 
     A second signal ends calls under way at once.
     """
-    loop = asyncio.get_running_loop()
-    stop, hurry = asyncio.Event(), asyncio.Event()
-
-    def on_signal() -> None:
-        (hurry if stop.is_set() else stop).set()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, on_signal)
-    try:
-        async with serving(service) as url:
-            announce(url)
-            await stop.wait()
-            logger.info("stopping: calls under way have %g s", service.settings.stop_grace_s)
-            await _unless(hurry, service.close())
-            if hurry.is_set():
-                await service.close(0)
-    finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(number)
-
-
-async def _unless(hurry: asyncio.Event, closing: Coroutine[Any, Any, None]) -> None:
-    waits = {asyncio.ensure_future(hurry.wait()), asyncio.ensure_future(closing)}
-    try:
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in waits:
-            task.cancel()
-        await asyncio.wait(waits)
+    await run_until_stopped(serving(service), service, announce)
 
 
 class _Server(uvicorn.Server):
@@ -166,34 +128,6 @@ class _TimedConnection(H11Protocol):
         if self._too_slow is not None:
             self._too_slow.cancel()
             self._too_slow = None
-
-
-def _listen(settings: ServeSettings) -> socket.socket:
-    host = host_of(settings.host) if settings.host.startswith("[") else settings.host
-    try:
-        info = socket.getaddrinfo(
-            host or None, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        # With the protocol named, asyncio turns Nagle's algorithm off; else each answer takes 40 ms.
-        listener = socket.socket(info[0], socket.SOCK_STREAM, socket.IPPROTO_TCP)
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(info[4])
-        except BaseException:
-            listener.close()
-            raise
-    except OSError as error:
-        raise ToolConfigError(
-            f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}; choose another "
-            "address or port"
-        ) from error
-    listener.setblocking(False)
-    return listener
-
-
-def _url(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 async def _started(server: _Server, task: asyncio.Task[None]) -> None:

@@ -1,0 +1,137 @@
+"""What a group must satisfy to be trained on.
+
+Lenient where environments in the wild differ and a trainer does not mind: a mask may hold any token id where the
+position is trained (some send 1), optional keys may be `[]`, and conversations need not be one a row.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import orjson
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+
+from agentenv.api.group import EXTRA_KEYS, UNTRAINED, GroupError, WireGroup
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+MAX_GROUP_ID_CHARS = 128
+_MAX_ID = 2**31 - 1
+
+
+class GroupExtras(BaseModel):
+    """The part of a group that is no array. Coerces as the protocol's own server does: `"2"` and `2.0` are 2."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    messages: list[list[dict[str, Any]]] | None = None
+    generation_params: dict[str, Any] | None = None
+    overrides: list[dict[str, Any]] | None = None
+    group_overrides: dict[str, Any] | None = None
+    images: Any = None
+    env_id: int | None = None
+    distill_token_ids: list[list[list[int]]] | None = None
+    distill_logprobs: list[list[list[float]]] | None = None
+    policy_version: int | None = None
+    group_id: str | None = None
+
+    @field_validator("messages")
+    @classmethod
+    def _complete(
+        cls, conversations: list[list[dict[str, Any]]] | None
+    ) -> list[list[dict[str, Any]]] | None:
+        for conversation in conversations or ():
+            for message in conversation:
+                if "role" not in message or "content" not in message:
+                    raise ValueError("Message must have 'role' and 'content' fields")
+        return conversations
+
+    def to_json(self) -> dict[str, bytes]:
+        """Each key that is there, as JSON. Raises `GroupError` for what JSON cannot carry."""
+        found = {}
+        for key in EXTRA_KEYS[:-3]:
+            if (value := getattr(self, key)) is not None:
+                found[key] = _dumps(key, value)
+        return found
+
+
+def _dumps(key: str, value: Any) -> bytes:
+    try:
+        return orjson.dumps(value)
+    except (TypeError, RecursionError) as error:  # integers over 64 bits, nesting over 254 levels
+        raise GroupError((key,), f"cannot be kept as JSON: {error}") from None
+
+
+def check_group(group: WireGroup, *, misaligned_advantages: bool = False) -> None:
+    """Raises `GroupError` for a group that would spoil a batch, naming the first value that does.
+
+    `misaligned_advantages` lets advantages be that are no row of numbers a row of tokens.
+    """
+    if group.rows == 0:
+        raise GroupError(("tokens",), "a group needs at least one row")
+    if (empty := np.flatnonzero(group.lengths == 0)).size:
+        raise GroupError(("tokens", int(empty[0])), "has no tokens")
+    _same("masks", len(group.masks), len(group.tokens), "tokens")
+    _same("scores", len(group.scores), group.rows, "rows in tokens")
+    _bounded(group, "tokens", group.tokens < 0, f"must be a token id from 0 to {_MAX_ID}")
+    wrong = (group.masks < 0) & (group.masks != UNTRAINED)
+    _bounded(group, "masks", wrong, f"must be {UNTRAINED} or a token id")
+    if (bad := np.flatnonzero(~np.isfinite(group.scores))).size:
+        raise GroupError(("scores", int(bad[0])), f"is {group.scores[bad[0]]}, no finite number")
+    for key in ("inference_logprobs", "ref_logprobs", "advantages"):
+        if (flat := getattr(group, key)) is not None:
+            _same(key, len(flat), len(group.tokens), "tokens")
+            _bounded(group, key, ~np.isfinite(flat), "must be a finite number")
+    _check_extras(group, misaligned_advantages=misaligned_advantages)
+
+
+def _check_extras(group: WireGroup, *, misaligned_advantages: bool) -> None:
+    if (version := group.policy_version) is not None and not 0 <= version <= 2**53:
+        raise GroupError(("policy_version",), f"is {version}; must be a step, 0 or more")
+    if len(group.group_id or "") > MAX_GROUP_ID_CHARS:
+        raise GroupError(("group_id",), f"may have at most {MAX_GROUP_ID_CHARS} characters")
+    if (overrides := group.extras.get("overrides", b"[]")) != b"[]":
+        found = len(orjson.loads(overrides))
+        _same("overrides", found, group.rows, "rows in tokens")
+    for key in EXTRA_KEYS[-3:]:
+        lenient = key == "advantages" and (misaligned_advantages or _all_sft(group))
+        if group.extras.get(key, b"[]") != b"[]" and not lenient:
+            raise GroupError((key,), "must have as many rows as tokens, each as long")
+
+
+def _all_sft(group: WireGroup) -> bool:
+    """Rows for supervised training have no use for advantages."""
+    overrides = orjson.loads(group.extras.get("overrides", b"[]"))
+    return bool(overrides) and all(row.get("sft") is True for row in overrides)
+
+
+def _same(key: str, found: int, expected: int, of: str) -> None:
+    if found != expected:
+        raise GroupError((key,), f"has {found} values, but there are {expected} {of}")
+
+
+def _bounded(group: WireGroup, key: str, wrong: NDArray[np.bool_], rule: str) -> None:
+    if not wrong.any():
+        return
+    index = int(np.argmax(wrong))
+    row = int(np.searchsorted(group.ends, index, side="right"))
+    start = int(group.ends[row] - group.lengths[row])
+    value = getattr(group, key)[index]
+    raise GroupError((key, row, index - start), f"is {value}; {rule}")
+
+
+def check_packed_extras(group: WireGroup) -> None:
+    """The extras of a group that came in the binary form. Raises `GroupError`."""
+    for key, text in group.extras.items():
+        try:
+            value = orjson.loads(text)
+        except orjson.JSONDecodeError as error:
+            raise GroupError((key,), f"is no JSON: {error}") from None
+        if key in EXTRA_KEYS[:-3]:
+            try:
+                GroupExtras.model_validate({key: value})
+            except ValidationError as error:
+                problem = error.errors(include_url=False)[0]
+                raise GroupError(problem["loc"], problem["msg"]) from None
