@@ -4,6 +4,7 @@ Subclass `AgentEnv`, say what a task is and what a result is worth, and run `pro
 read first.
 """
 
+from agentenv.collected import CollectedGroup
 from agentenv.config import AgentEnvConfig, BaseEnvConfig
 from agentenv.env import AgentEnv
 from agentenv.errors import (
@@ -43,6 +44,7 @@ __all__ = [
     "AgentStep",
     "BackendError",
     "BaseEnvConfig",
+    "CollectedGroup",
     "ConfigError",
     "ContextLengthError",
     "InfrastructureError",

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import time
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+from agentenv.control.over_provision import MemberChoice
 from agentenv.group import (
     GroupContext,
     MemberContext,
@@ -85,15 +87,18 @@ async def collect_group(
 ) -> tuple[ScoredDataGroup | None, list[Item]]:
     """A complete group, or (None, [item]) when a member cannot be had or the group's deadline passes.
 
-    When one member is lost for good the others are cancelled: the group could not be completed any more.
+    It starts `over_provision.extra` members more than it needs; once those it keeps have ended, or too many were lost,
+    the others are cancelled, and their slots are free when this returns. It does not start while the policy is paused.
     """
     group = _group()
-    members = [group.new_member() for _ in range(env.config.group_size)]
+    await env.runtime.gate.wait()
+    choice = MemberChoice(env.config.over_provision, env.config.group_size)
+    members = [group.new_member() for _ in range(choice.started)]
     workspace = env.runtime.shared_setup(item, env.verifier())
     for member in members:
         member.workspace = workspace
     try:
-        items = await _gather_members(env, item, members)
+        items = await _gather_members(env, item, members, choice)
     finally:
         if workspace is not None:
             await finish(workspace.close())
@@ -103,8 +108,10 @@ async def collect_group(
 
 
 async def _gather_members(
-    env: AgentEnv[Any], item: Item, members: list[MemberContext]
+    env: AgentEnv[Any], item: Item, members: list[MemberContext], choice: MemberChoice
 ) -> list[ScoredDataItem] | None:
+    """The items of the members that `choice` keeps, in the members' order; None when the group cannot be completed."""
+
     async def run(member: MemberContext) -> ScoredDataItem | None:
         current_member.set(member)
         scored, _ = await env.collect_trajectory(item)
@@ -112,16 +119,37 @@ async def _gather_members(
 
     tasks = [asyncio.create_task(run(member)) for member in members]
     try:
-        async with asyncio.timeout(env.config.group_timeout_s):
-            for finished in asyncio.as_completed(tasks):
-                if await finished is None:
-                    return None
+        async with asyncio.timeout(env.config.group_timeout_s) as deadline:
+            return await _chosen(tasks, choice)
     except TimeoutError:
+        if not deadline.expired():
+            raise
         logger.warning("group %d did not end within group_timeout_s", members[0].group_index)
         return None
     finally:
         await finish(_cancel(tasks))
-    return [scored for task in tasks if (scored := task.result()) is not None]
+
+
+async def _chosen(
+    tasks: list[asyncio.Task[ScoredDataItem | None]], choice: MemberChoice
+) -> list[ScoredDataItem] | None:
+    """Wait until `choice` is made. Raises what a member raises."""
+    started = time.monotonic()
+    numbers = {task: number for number, task in enumerate(tasks)}
+    waiting = set(tasks)
+    while True:
+        now = time.monotonic() - started
+        kept = choice.kept(now)
+        if kept is not None:
+            return [scored for n in kept if (scored := tasks[n].result()) is not None]
+        if choice.hopeless:
+            return None
+        done, waiting = await asyncio.wait(
+            waiting, timeout=choice.ask_again_in(now), return_when=asyncio.FIRST_COMPLETED
+        )
+        at_s = time.monotonic() - started
+        for task in sorted(done, key=numbers.__getitem__):
+            choice.ended(numbers[task], usable=task.result() is not None, at_s=at_s)
 
 
 async def _cancel(tasks: list[asyncio.Task[Any]]) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
 from agentenv.compat import backend_from_flat_names
+from agentenv.control.over_provision import OverProvision
 from agentenv_backends.config import BackendConfig  # noqa: TC001 - pydantic reads it
 from agentenv_tools.external.mcp_config import McpServerConfig  # noqa: TC001 - pydantic reads it
 
@@ -102,6 +103,12 @@ class AgentEnvConfig(BaseEnvConfig):
     policy_retry_limit: int = Field(default=3, ge=1)
     """Attempts at one rollout when infrastructure fails, before the item is given back."""
 
+    over_provision: OverProvision = OverProvision()
+    """Members started beyond `group_size`, so that one slow or lost rollout does not hold a group up, and which are
+    kept."""
+    pause_timeout_s: float = Field(default=1800.0, gt=0)
+    """How long rollouts wait in one pause of the policy before they give up and are retried. No rollout's deadline
+    runs meanwhile."""
     share_workspace_setup: bool = False
     """Run `setup_trajectory_workspace` once for a group and start each member from a copy of the workspace it left.
     Needs a backend that takes snapshots. What a set-up may then do is told there."""

@@ -32,6 +32,7 @@ from agentenv_tools.toolsets import build_registry
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from agentenv.collector import Collector
     from agentenv.task import ExecTool
     from agentenv_tools.base import Tool
     from agentenv_tools.registry import ToolRegistry
@@ -253,6 +254,25 @@ class AgentEnv(ABC, Generic[ConfigT]):
     def verifier(self) -> HookVerifier:
         """This environment's hooks as a verifier."""
         return HookVerifier(self)
+
+    def groups(self, total: int | None = None, *, workers: int | None = None) -> Collector:
+        """Groups as a stream, for a trainer in this process, see `Collector`. `setup` comes before, `shutdown` after.
+
+        `total` bounds how many are collected; None: until the dataset ends. `workers` bounds those under way and those
+        that are finished and wait for you; None: as configured. Raises `NotStartedError`.
+        """
+        from agentenv.collector import collect_groups  # noqa: PLC0415 - only a run needs it
+
+        self._require_started()
+        return collect_groups(self, total, workers=workers or self.workers)
+
+    @property
+    def workers(self) -> int:
+        """Groups under way at once, as configured."""
+        config = self.config
+        if config.max_num_workers > 0:
+            return config.max_num_workers
+        return config.max_num_workers_per_node * max(1, len(self.server_configs))
 
     @property
     def display_name(self) -> str:

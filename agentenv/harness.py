@@ -7,6 +7,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
+from agentenv.control.pause import PauseGate
 from agentenv.errors import ContextLengthError, PolicyTimeoutError
 from agentenv.outcomes import StopReason
 from agentenv.tokens.base import Message
@@ -62,10 +63,12 @@ class ToolLoop:
 
     Tool calls of one reply run one after the other, in the order written. A malformed call is answered with what is
     wrong with it. `turn_timeout_s` bounds each reply: overrunning it is the engine's fault (`PolicyTimeoutError`).
+    While `gate` is closed no reply is asked for; pauses count against neither the turn nor the agent.
     """
 
-    def __init__(self, *, turn_timeout_s: float) -> None:
+    def __init__(self, *, turn_timeout_s: float, gate: PauseGate | None = None) -> None:
         self._turn_timeout_s = turn_timeout_s
+        self._gate = gate or PauseGate()
 
     async def run(
         self, task: Task, session: Session, exec_tool: ExecTool, clock: AgentClock
@@ -128,9 +131,11 @@ class ToolLoop:
 
         A reply that alone has taken half of the time the whole rollout has is the engine's failure, not the agent's.
         """
+        clock.exempt(await self._gate.wait())
         limit = min(self._turn_timeout_s, clock.left())
+        paused_before_s = self._gate.paused_s
         try:
-            async with asyncio.timeout(limit) as deadline:
+            async with self._gate.turn(limit) as deadline:
                 return await session.sample(
                     turn=turn, temperature=task.agent.temperature, max_tokens=task.agent.max_tokens
                 )
@@ -143,6 +148,8 @@ class ToolLoop:
                 f"no reply within {limit:.1f} s in turn {turn} (turn_timeout_s={self._turn_timeout_s:g}, "
                 f"rollout_timeout_s={clock.seconds:g})"
             ) from error
+        finally:
+            clock.exempt(self._gate.paused_s - paused_before_s)
 
     async def _call_tools(
         self,

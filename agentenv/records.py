@@ -13,6 +13,7 @@ from agentenv.run.record import (
     ToolCallRecord,
     TrajectoryRecord,
 )
+from agentenv.task import item_id
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -47,7 +48,7 @@ def group_record(
     ]
     return GroupRecord(
         group_id=group_id,
-        item_id=_item_id(item),
+        item_id=item_id(item),
         item_preview=" ".join(preview.split())[:_PREVIEW_CHARS],
         group=group,
         trajectories=tuple(trajectories),
@@ -90,15 +91,6 @@ class _Rows:
             row = next((row for row, held in self._left.items() if held == tokens), None)
         self._left.pop(row, None)
         return row
-
-
-def _item_id(item: Item) -> str | None:
-    value = (
-        item.get("id")
-        if isinstance(item, dict)
-        else getattr(item, "id", getattr(item, "task_id", None))
-    )
-    return None if value is None else str(value)
 
 
 def _trajectory(

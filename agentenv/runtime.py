@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from agentenv._shared_setup import SharedSetup
+from agentenv.control.pause import PauseGate
 from agentenv.errors import ConfigError, NotStartedError, TokensUnavailableError
 from agentenv.harness import ToolLoop
 from agentenv.policy import build_policy
@@ -57,6 +58,8 @@ class EnvRuntime:
         self.policy = policy or build_policy(self.server_configs)
         self.on_rollout: Callable[[RolloutRecord], None] = lambda record: None
         """Called with every rollout's record, retried ones included."""
+        self.gate = PauseGate(limit_s=config.pause_timeout_s)
+        """Closed while the policy's weights are exchanged: no group and no turn begins meanwhile."""
         self._renderer = renderer
         self._served_tools = served_tools
         self._executor: ToolExecutor | None = None
@@ -79,8 +82,9 @@ class EnvRuntime:
         try:
             await self._start_tools()
             await self.policy.start()
-            if self.config.group_size > 1:
-                self.policy.raise_concurrency(self.config.group_size)
+            members = self.config.group_size + self.config.over_provision.extra
+            if members > 1:
+                self.policy.raise_concurrency(members)
             if self._renderer is None and self.policy.returns_tokens:
                 self._renderer = await asyncio.to_thread(self._load_renderer)
         except BaseException:
@@ -133,7 +137,7 @@ class EnvRuntime:
         """One rollout of this environment's agent, in a workspace of its own or from one that is given."""
         return await rollout(
             task,
-            harness=ToolLoop(turn_timeout_s=self.config.turn_timeout_s),
+            harness=ToolLoop(turn_timeout_s=self.config.turn_timeout_s, gate=self.gate),
             session=self._session(task, trajectory_id),
             workbench=self._workbench(task, trajectory_id),
             verifier=verifier,

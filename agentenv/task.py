@@ -56,3 +56,13 @@ class Verifier(Protocol):
     ) -> Verdict:
         """Judge. The agent's processes are dead by now. Any exception but infrastructure's means: no reward exists."""
         ...
+
+
+def item_id(item: Item) -> str | None:
+    """The name an item has by itself, from its `id` or `task_id`; None when it has none."""
+    value = (
+        item.get("id")
+        if isinstance(item, dict)
+        else getattr(item, "id", getattr(item, "task_id", None))
+    )
+    return None if value is None else str(value)

@@ -6,17 +6,16 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import inspect
 import pkgutil
-import sys
 from importlib.metadata import entry_points
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agentenv.cli.fields import nearest
 from agentenv.env import AgentEnv
 from agentenv.errors import ConfigError
+from agentenv.naming import load_attribute, nearest
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -28,12 +27,7 @@ _BUNDLED = "agentenv_environments"
 def load_environment(name: str) -> type[AgentEnv[Any]]:
     """The class meant by `name`. Raises `ConfigError`; an error inside the module itself passes through."""
     if ":" in name:
-        module_name, _, class_name = name.partition(":")
-        module = import_module(f"environment {name!r}", module_name)
-        if not hasattr(module, class_name):
-            close = nearest(class_name, list(vars(module)))
-            raise ConfigError(f"environment {name!r}: {module_name} has no {class_name}{close}")
-        return _checked(name, getattr(module, class_name))
+        return _checked(name, load_attribute(f"environment {name!r}", name))
     for point in entry_points(group=ENTRY_POINTS, name=name):
         return _checked(name, point.load())
     if name.isidentifier() and importlib.util.find_spec(_BUNDLED) is not None:
@@ -61,23 +55,6 @@ def _exists(module: str) -> bool:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:
         return False
-
-
-def import_module(wanted: str, module_name: str) -> ModuleType:
-    """A module by name, also one in the current folder. Raises `ConfigError` that begins with `wanted`."""
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.append(here)  # an installed command does not look into the folder it is called in
-    try:
-        return importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name and not (
-            module_name == error.name or module_name.startswith(f"{error.name}.")
-        ):
-            raise
-        raise ConfigError(
-            f"{wanted}: there is no module {error.name!r} in {here} or among the installed ones"
-        ) from error
 
 
 def _checked(name: str, found: object) -> type[AgentEnv[Any]]:

@@ -7,7 +7,6 @@ names.
 
 from __future__ import annotations
 
-import difflib
 import types
 from collections.abc import Iterator, Mapping, MutableSequence, Sequence
 from collections.abc import Set as AbstractSet
@@ -64,12 +63,6 @@ def settings_of(model: type[BaseModel], current: Any = None) -> Setting:
     shows.
     """
     return _group("", [model], current, 0)
-
-
-def nearest(name: str, known: Iterator[str] | Sequence[str]) -> str:
-    """`; did you mean ...?` for a mistyped name, or nothing."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {close[0]}?" if close else ""
 
 
 def input_name(name: str, info: FieldInfo) -> str:

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from agentenv.cli.fields import Kind, Setting, nearest
+from agentenv.cli.fields import Kind, Setting
 from agentenv.errors import ConfigError
+from agentenv.naming import nearest
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping, Sequence

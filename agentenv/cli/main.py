@@ -19,7 +19,6 @@ from agentenv.cli import commands
 from agentenv.cli.cleanup import add_cleanup_parser, run_cleanup
 from agentenv.cli.doctor import run_doctor
 from agentenv.cli.environments import load_environment, registered_names
-from agentenv.cli.fields import nearest
 from agentenv.cli.help import settings_help
 from agentenv.cli.layers import ConfigFile, load_config_file, split_flags
 from agentenv.cli.logs import configure_logging
@@ -33,6 +32,7 @@ from agentenv.cli.services import (
 from agentenv.cli.settings import Settings, resolve, setting_trees
 from agentenv.cli.trajectory_server import add_api_parser, run_api
 from agentenv.errors import AgentEnvError, ConfigError
+from agentenv.naming import nearest
 from agentenv.run.panels import printable
 from agentenv_backends.errors import BackendConfigError, BackendError
 from agentenv_tools.errors import ToolConfigError, ToolError

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agentenv.cli.commands import OK, build_environment
-from agentenv.cli.environments import import_module
-from agentenv.cli.fields import nearest
 from agentenv.config import AgentEnvConfig
 from agentenv.env import AgentEnv
 from agentenv.errors import ConfigError
+from agentenv.naming import load_attribute
 from agentenv.policy.config import APIServerConfig
 from agentenv.rollout import finish
 from agentenv_tools import Tool, ToolRegistry
@@ -194,14 +193,7 @@ async def _serve_executor(
 
 def load_tools(name: str) -> list[Tool[Any]]:
     """The tools that `module:name` holds or returns. Raises `ConfigError`."""
-    module_name, _, attribute = name.partition(":")
-    if not module_name or not attribute:
-        raise ConfigError(f"{name!r}: write MODULE:TOOLS, such as my_tools:TOOLS")
-    module = import_module(f"tools {name!r}", module_name)
-    if not hasattr(module, attribute):
-        close = nearest(attribute, list(vars(module)))
-        raise ConfigError(f"tools {name!r}: {module_name} has no {attribute}{close}")
-    found = getattr(module, attribute)
+    found = load_attribute(f"tools {name!r}", name)
     if callable(found) and not isinstance(found, Tool):
         found = found()
     if isinstance(found, ToolRegistry):

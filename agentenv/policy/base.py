@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -91,4 +91,13 @@ class PolicyClient(Protocol):
 
     async def close(self) -> None:
         """Release connections. Idempotent."""
+        ...
+
+
+@runtime_checkable
+class SharedPolicy(Protocol):
+    """A policy whose servers several environments share by weight."""
+
+    def weigh(self, weight: float) -> None:
+        """Use the share `weight` (0 to 1) of every server's concurrency from now on, at least one request at once."""
         ...

@@ -138,6 +138,13 @@ class PolicyRouter:
         for server in self._servers:
             server.raise_concurrency(requests)
 
+    def weigh(self, weight: float) -> None:
+        """Use this share of every server's concurrency from now on, both ways at once: other environments use the
+        rest.
+        """
+        for server in self._servers:
+            server.weigh(weight)
+
     def stats(self) -> tuple[ServerStats, ...]:
         """Counters and gauges of each server now."""
         return tuple(server.stats() for server in self._servers)

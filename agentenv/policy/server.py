@@ -115,6 +115,11 @@ class EngineServer:
         for limit in self._limits.values():
             limit.raise_to(requests)
 
+    def weigh(self, weight: float) -> None:
+        """Use this share of what may be under way at once, in each split. See `Limiter.weigh`."""
+        for limit in self._limits.values():
+            limit.weigh(weight)
+
     async def generate(
         self, prompt_ids: Sequence[int], params: SamplingParams, *, trajectory_id: str, split: Split
     ) -> Completion:

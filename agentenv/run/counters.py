@@ -38,6 +38,8 @@ class RunCounters:
     stops: dict[str, int] = field(default_factory=dict)
     failures: dict[str, int] = field(default_factory=dict)
     """How often each cause made a rollout fail."""
+    retries: dict[str, int] = field(default_factory=dict)
+    """How often each cause made a group's item be tried again."""
     drops: dict[str, int] = field(default_factory=dict)
     """How often each cause made a group be dropped for good."""
     scored: int = 0
@@ -77,6 +79,7 @@ class RunCounters:
             _count(self.drops, short_cause(cause))
         else:
             self.groups_retried += 1
+            _count(self.retries, short_cause(cause))
 
     @property
     def elapsed_s(self) -> float:
@@ -118,6 +121,7 @@ class RunCounters:
             "sampled_tokens": self.tokens,
             "tool_calls": self.tool_calls,
             "failures": self.failures,
+            "retries": self.retries,
             "drops": self.drops,
             "elapsed_s": seconds,
             "per_second": {

@@ -139,7 +139,7 @@ class RunDirectory:
         assert fd is not None, "set while open"
         size = os.fstat(fd).st_size
         try:
-            _write_all(fd, encode_line(record.to_json()))
+            write_all(fd, encode_line(record.to_json()))
             os.fsync(fd)
         except OSError as error:
             os.ftruncate(fd, size)
@@ -265,11 +265,12 @@ def _repair(groups: Path, fd: int) -> int:
         logger.warning("%s; it is cut off", describe_bad_line(groups, last))
         os.ftruncate(fd, last.offset)
     elif last is not None and os.pread(fd, 1, os.fstat(fd).st_size - 1) != b"\n":
-        _write_all(fd, b"\n")
+        write_all(fd, b"\n")
     return count
 
 
-def _write_all(fd: int, data: bytes) -> None:
+def write_all(fd: int, data: bytes) -> None:
+    """Write every byte, however many calls that takes. Raises `OSError`."""
     rest = memoryview(data)
     while rest:
         rest = rest[os.write(fd, rest) :]

@@ -40,6 +40,8 @@ class FakePolicy:
         self.requests: list[FakeRequest] = []
         self.concurrency = 0
         """What `raise_concurrency` was last raised to."""
+        self.weight = 1.0
+        """What `weigh` was last given."""
         self.in_use = 0
         self.most_at_once = 0
         self.started = self.closed = False
@@ -70,6 +72,10 @@ class FakePolicy:
     def raise_concurrency(self, requests: int) -> None:
         """Only noted."""
         self.concurrency = max(self.concurrency, requests)
+
+    def weigh(self, weight: float) -> None:
+        """Only noted."""
+        self.weight = weight
 
     async def close(self) -> None:
         """Only noted."""

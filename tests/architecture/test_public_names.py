@@ -8,7 +8,7 @@ PROMISED = {
     "ToolRegistry", "Outcome", "StopReason", "RolloutRecord", "rollout", "Task", "Verdict", "Verifier",
     "AgentEnvError", "ConfigError", "NotStartedError", "PolicyError", "PolicyTimeoutError", "PolicyRequestError",
     "TokensUnavailableError", "ContextLengthError", "VerifierError", "RunDirectoryError", "BackendError",
-    "InfrastructureError", "__version__",
+    "InfrastructureError", "CollectedGroup", "__version__",
 }  # fmt: skip
 
 

@@ -100,7 +100,7 @@ def test_tools_are_found_however_they_are_kept(folder: Path, name: str):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("served_tools", "write MODULE:TOOLS"),
+        ("served_tools", "must have the form package.module:name"),
         ("nowhere:ALL", "no module 'nowhere'"),
         ("served_tools:AL", "has no AL; did you mean ALL"),
         ("served_tools:NONE", "@tool"),

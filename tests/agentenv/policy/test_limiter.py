@@ -123,3 +123,41 @@ async def test_waiters_can_be_refused_while_a_permit_is_held():
 def test_a_limiter_of_nothing_is_refused():
     with pytest.raises(ValueError, match="at least 1"):
         Limiter(0)
+
+
+async def test_a_weight_takes_effect_at_once_in_both_directions():
+    limiter = Limiter(8)
+    release = asyncio.Event()
+    entered = 0
+
+    async def hold() -> None:
+        nonlocal entered
+        async with limiter.permit():
+            entered += 1
+            await release.wait()
+
+    limiter.weigh(0.25)
+    holders = [asyncio.create_task(hold()) for _ in range(8)]
+    while entered < 2:
+        await asyncio.sleep(0)
+    assert (limiter.capacity, limiter.in_use, limiter.waiting) == (2, 2, 6)
+    limiter.weigh(0.5)
+    while limiter.in_use < 4:
+        await asyncio.sleep(0)
+    assert limiter.waiting == 4
+    limiter.weigh(0.01)
+    assert (limiter.capacity, limiter.in_use) == (1, 4)
+    release.set()
+    await asyncio.gather(*holders)
+    assert (limiter.in_use, entered) == (0, 8)
+    limiter.weigh(1.0)
+    await take_all(limiter)
+
+
+@pytest.mark.parametrize(
+    ("weight", "permits"), [(1, 512), (0.5, 256), (0.1, 52), (0.01, 6), (0, 1), (3, 512)]
+)
+def test_a_weight_gives_its_share_rounded_up_and_at_least_one(weight: float, permits: int):
+    limiter = Limiter(512)
+    limiter.weigh(weight)
+    assert limiter.capacity == permits

@@ -1,0 +1,1 @@
+"""Feeding a trainer through a trajectory server: `serve`."""

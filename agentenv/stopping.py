@@ -1,0 +1,65 @@
+"""Ending a run by signals: the first SIGINT or SIGTERM asks it to stop, the second ends it at once."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from typing import TYPE_CHECKING, Any
+
+from agentenv.rollout import finish
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterator
+
+
+class StopRequests:
+    """What was asked of a run so far. `on_stop` is called once, on the event loop."""
+
+    def __init__(self) -> None:
+        self.on_stop: Callable[[], None] | None = None
+        """How to stop gracefully. While it is None there is nothing to finish, so the first request ends the run."""
+        self.stopping = False
+        self._abort = asyncio.Event()
+
+    def request(self) -> None:
+        """First call: stop gracefully. Second call: end now."""
+        if self.stopping or self.on_stop is None:
+            self._abort.set()
+            return
+        self.stopping = True
+        self.on_stop()
+
+    @contextlib.contextmanager
+    def from_signals(self) -> Iterator[None]:
+        """Route SIGINT and SIGTERM here inside the block. Only possible in the main thread."""
+        loop = asyncio.get_running_loop()
+        installed: list[signal.Signals] = []
+        try:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
+                    loop.add_signal_handler(number, self.request)
+                    installed.append(number)
+            yield
+        finally:
+            for number in installed:
+                loop.remove_signal_handler(number)
+
+    async def run(self, work: Coroutine[Any, Any, None]) -> None:
+        """Await `work`; if the run is to end now, cancel it and await its teardown. Raises what it raises."""
+        main = asyncio.ensure_future(work)
+        abort = asyncio.ensure_future(self._abort.wait())
+        try:
+            await asyncio.wait({main, abort}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            abort.cancel()
+            if not main.done():
+                main.cancel()
+                await finish(settled(main))
+        if not main.cancelled():
+            main.result()
+
+
+async def settled(task: asyncio.Future[Any]) -> None:
+    """Wait until a task is done, in whatever way."""
+    await asyncio.wait({task})
