@@ -40,7 +40,9 @@ class Checkpoints:
         try:
             content = json.dumps(state, allow_nan=False).encode()
         except (TypeError, ValueError, RecursionError) as error:
-            raise CheckpointError(f"{target}: the environment's state is no JSON: {error}") from error
+            raise CheckpointError(
+                f"{target}: the environment's state is no JSON: {error}"
+            ) from error
         self._writing.append(self._thread.submit(_write, target, content))
 
     async def flush(self) -> None:

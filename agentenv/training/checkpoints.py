@@ -40,7 +40,7 @@ class Checkpoint:
 
     step: int
     """Batches learned from."""
-    batch_id: str | None
+    batch_id: int | None
     """The last of them, so that it is not learned from again if it was not acknowledged in time."""
     path: Path
 
@@ -65,7 +65,7 @@ class CheckpointStore:
         except (OSError, ValueError, KeyError) as error:
             raise CheckpointError(f"{path} cannot be read: {error}; remove it to go on") from error
 
-    def save(self, learner: Learner, *, step: int, batch_id: str | None) -> Checkpoint:
+    def save(self, learner: Learner, *, step: int, batch_id: int | None) -> Checkpoint:
         """Write one, and remove the oldest. Raises `CheckpointError`."""
         target = self._folder / f"step-{step:06d}"
         draft = self._folder / f".{target.name}.{os.getpid()}"

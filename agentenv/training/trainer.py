@@ -39,7 +39,7 @@ class HandedOut(Protocol):
     """A batch as the trajectory server hands it out."""
 
     @property
-    def batch_id(self) -> str | None:
+    def batch_id(self) -> int | None:
         """None where the server knows no acknowledgement."""
         ...
 
@@ -56,7 +56,7 @@ class BatchSource(Protocol):
         """The next batch; the same again until it is acknowledged; None: not enough groups yet."""
         ...
 
-    async def acknowledge(self, batch_id: str) -> None:
+    async def acknowledge(self, batch_id: int) -> None:
         """The batch was learned from and must not come again."""
         ...
 
@@ -113,7 +113,7 @@ class Trainer:
         self._checkpoints = checkpoints
         self._retry_on = retry_on
         self._on_step = on_step
-        self._batch_id: str | None = None
+        self._batch_id: int | None = None
         self.step = 0
         """Batches learned from."""
 
@@ -137,7 +137,7 @@ class Trainer:
             else:
                 await self._learn(batch, waited)
             if batch.batch_id is not None:
-                await self._persistently(partial(self._source.acknowledge, batch.batch_id))
+                await self.persistently(partial(self._source.acknowledge, batch.batch_id))
 
     async def _learn(self, batch: HandedOut, waited: float) -> None:
         rows, refused = usable_rows(batch.groups)
@@ -158,9 +158,9 @@ class Trainer:
                     return batch
                 await asyncio.sleep(self._settings.poll_s)
 
-        return await self._persistently(ask)
+        return await self.persistently(ask)
 
-    async def _persistently(self, ask: Callable[[], Awaitable[T]]) -> T:
+    async def persistently(self, ask: Callable[[], Awaitable[T]]) -> T:
         """`ask`, again while the server is away, for `max_wait_s` in all."""
         last: Exception | None = None
         try:

@@ -31,7 +31,7 @@ step = latest.step if latest else 0
 learner = Learner(tiny_model())
 while True:
     step += 1
-    store.save(learner, step=step, batch_id=str(step))
+    store.save(learner, step=step, batch_id=step)
     print(step, flush=True)
 """
 
@@ -52,7 +52,7 @@ def test_an_empty_folder_or_none_has_no_checkpoint(tmp_path):
 def test_weights_and_optimizer_come_back_as_they_were(tmp_path):
     learner = Learner(tiny_model())
     learner.learn(group_rows(two_rows()))
-    saved = store_in(tmp_path).save(learner, step=3, batch_id="b")
+    saved = store_in(tmp_path).save(learner, step=3, batch_id=7)
     other = Learner(tiny_model(seed=9))
 
     latest = store_in(tmp_path).latest()
@@ -74,12 +74,12 @@ def test_only_the_newest_are_kept_and_what_a_killed_writer_left_is_removed(tmp_p
 
 
 def test_a_checkpoint_of_the_same_step_is_replaced(tmp_path):
-    for batch in ("a", "b"):
+    for batch in (5, 6):
         store_in(tmp_path).save(Learner(tiny_model()), step=1, batch_id=batch)
 
     latest = store_in(tmp_path).latest()
     assert latest is not None
-    assert latest.batch_id == "b"
+    assert latest.batch_id == 6
 
 
 def test_damage_is_told_with_the_path(tmp_path):

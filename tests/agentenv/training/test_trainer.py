@@ -27,7 +27,7 @@ torch.set_num_threads(1)
 
 @dataclass(frozen=True)
 class Handed:
-    batch_id: str | None
+    batch_id: int | None
     groups: list[Any]
 
 
@@ -48,7 +48,7 @@ class LeasingServer:
         self.log.append(f"batch {batch.batch_id}")
         return batch
 
-    async def acknowledge(self, batch_id: str) -> None:
+    async def acknowledge(self, batch_id: int) -> None:
         assert self.batches[0].batch_id == batch_id
         self.batches.pop(0)
         self.log.append(f"acknowledge {batch_id}")
@@ -57,7 +57,7 @@ class LeasingServer:
 def batches(count: int, *, first: int = 1) -> list[Handed]:
     """Batches that pull different ways."""
     return [
-        Handed(str(number), [two_rows(scores=[1.0, 0.1 * number])])
+        Handed(number, [two_rows(scores=[1.0, 0.1 * number])])
         for number in range(first, first + count)
     ]
 
@@ -114,7 +114,7 @@ async def test_a_batch_is_acknowledged_after_its_weights_are_out_and_in_a_checkp
     ]
     latest = run.store.latest()
     assert latest is not None
-    assert (latest.step, latest.batch_id) == (2, "2")
+    assert (latest.step, latest.batch_id) == (2, 2)
     assert [report.step for report in run.reports] == [1, 2]
     assert run.reports[0].mean_score == pytest.approx(0.55)
 
@@ -136,7 +136,7 @@ async def test_a_batch_that_is_in_the_checkpoint_is_acknowledged_and_not_learned
     tmp_path,
 ):
     class DiesBeforeAcknowledging(LeasingServer):
-        async def acknowledge(self, batch_id: str) -> None:
+        async def acknowledge(self, batch_id: int) -> None:
             raise KeyboardInterrupt
 
     first = Run(tmp_path, DiesBeforeAcknowledging(batches(1)), steps=2)
@@ -164,7 +164,7 @@ async def test_a_server_that_knows_no_acknowledgement_is_asked_for_none(tmp_path
 
 async def test_a_group_that_cannot_be_trained_on_is_counted_and_the_rest_is_learned(tmp_path):
     bad = two_rows(inference_logprobs=None)
-    run = Run(tmp_path, LeasingServer([Handed("1", [bad, two_rows()])]), steps=1)
+    run = Run(tmp_path, LeasingServer([Handed(1, [bad, two_rows()])]), steps=1)
 
     await run.train()
 
@@ -174,14 +174,14 @@ async def test_a_group_that_cannot_be_trained_on_is_counted_and_the_rest_is_lear
 
 async def test_a_batch_of_nothing_but_refused_groups_ends_training_with_the_reason(tmp_path):
     bad = two_rows(inference_logprobs=None)
-    run = Run(tmp_path, LeasingServer([Handed("1", [bad])]), steps=1)
+    run = Run(tmp_path, LeasingServer([Handed(1, [bad])]), steps=1)
 
     with pytest.raises(TrainingDataError, match="no inference_logprobs"):
         await run.train()
 
 
 async def test_a_batch_of_equal_scores_changes_nothing_and_counts_as_a_step(tmp_path):
-    run = Run(tmp_path, LeasingServer([Handed("1", [two_rows(scores=[1.0, 1.0])])]), steps=1)
+    run = Run(tmp_path, LeasingServer([Handed(1, [two_rows(scores=[1.0, 1.0])])]), steps=1)
     before = run.weights()
 
     await run.train()
@@ -208,7 +208,7 @@ async def test_waiting_for_a_batch_has_an_end_which_says_what_to_look_at(tmp_pat
 
 async def test_the_report_names_the_oldest_weights_of_the_batch(tmp_path):
     groups = [two_rows(policy_version=3), two_rows(policy_version=None), two_rows(policy_version=2)]
-    run = Run(tmp_path, LeasingServer([Handed("1", groups)]), steps=1)
+    run = Run(tmp_path, LeasingServer([Handed(1, groups)]), steps=1)
 
     await run.train()
 
