@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     errors = Console(stderr=True, highlight=False)
     configure_logging(errors, verbose=options.verbose)
+    logging.getLogger("agentenv.training").setLevel(logging.INFO)  # a line for each step
     try:
         config = read_yaml(options.config, TrainerConfig)
         return asyncio.run(_train(config))

@@ -194,7 +194,7 @@ class Demo:
         )
         path = self._folder / "trainer.yaml"
         path.write_text(yaml.safe_dump(config.model_dump(mode="json")), encoding="utf-8")
-        return ["-m", "agentenv.training", "--verbose", str(path)]
+        return ["-m", "agentenv.training", str(path)]
 
     def _environment_command(self, server_port: int, generation_port: int) -> list[str]:
         url = f"http://127.0.0.1:{generation_port}/v1"
@@ -214,7 +214,7 @@ class Demo:
         }
         path = self._folder / "environment.yaml"
         path.write_text(yaml.safe_dump(settings), encoding="utf-8")
-        return ["-m", "agentenv", "serve", str(path), "--verbose"]
+        return ["-m", "agentenv", "serve", str(path)]
 
     def _max_token_length(self) -> int:
         env = self._make_env(self._options.model, {})
