@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 from uuid import uuid4
+
+from agentenv.control.staleness import oldest_version
 
 if TYPE_CHECKING:
     from agentenv.group import GroupContext
@@ -26,7 +28,7 @@ class CollectedGroup:
     context: GroupContext
     """Its members with every rollout's record."""
     policy_version: int | None
-    """The trainer's step whose weights sampled the oldest token, see `oldest_version`."""
+    """The trainer's step whose weights sampled the oldest token, see `version_of`."""
     duration_s: float
     record: GroupRecord | None = None
     """Its line of `groups.jsonl`, where the collector was asked for records."""
@@ -46,18 +48,6 @@ class GroupUnderWay:
     """On the clock of `time.monotonic`."""
 
 
-class ItemSource(Protocol):
-    """Where a collector's items come from."""
-
-    async def next_item(self) -> Item | None:
-        """The next one; None where there is none, now or for ever."""
-        ...
-
-    def finished(self, group: CollectedGroup) -> None:
-        """A group is complete, also one that a filter drops afterwards. Called on the event loop; returns at once."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class CollectorSettings:
     """How collecting is bounded."""
@@ -74,11 +64,13 @@ class CollectorSettings:
     """False: a dataset that has no item now is asked again later."""
     failures_in_a_row: int | None = None
     """So many groups that fail in a row end the collection; None: it goes on, more and more slowly."""
+    first_index: int = 0
+    """The index of the first item."""
     keep_records: bool = False
     """Make each group's line of `groups.jsonl`."""
 
 
-def oldest_version(context: GroupContext, started_with: int | None) -> int | None:
+def version_of(context: GroupContext, started_with: int | None) -> int | None:
     """The step of the oldest weights that sampled a part of a group: what its engine told of every sequence, and
     `started_with`, the trainer's step when the group was started, where an engine told nothing or no number.
     """
@@ -86,8 +78,6 @@ def oldest_version(context: GroupContext, started_with: int | None) -> int | Non
     for member in context.members:
         result = member.records[-1].result if member.records else None
         for sequence in result.sequences if result is not None else ():
-            told = [int(name) for name in sequence.policy_versions if name.isdecimal()]
-            whole = bool(told) and len(told) == len(sequence.policy_versions)
-            versions.append(min(told) if whole else started_with)
-    known = [version for version in versions if version is not None]
-    return min(known) if known and len(known) == len(versions) else started_with
+            told = oldest_version(sequence.policy_versions)
+            versions.append(started_with if told is None else told)
+    return oldest_version(versions) if versions else started_with

@@ -17,11 +17,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
-from agentenv.collected import CollectedGroup, CollectorSettings, GroupUnderWay, oldest_version
+from agentenv._work import CollectionState, Work
+from agentenv.collected import CollectedGroup, CollectorSettings, version_of
+from agentenv.control.curriculum import ItemPool
+from agentenv.control.filters import GroupFilters, group_filters
 from agentenv.errors import AgentEnvError
 from agentenv.group import GroupContext, current_group
 from agentenv.records import group_record
@@ -30,15 +31,13 @@ from agentenv.run.progress import QuietProgress
 from agentenv.stopping import settled
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable
 
-    from agentenv.collected import ItemSource
+    from agentenv.collected import GroupUnderWay
     from agentenv.env import AgentEnv
     from agentenv.run.progress import Progress
     from agentenv.run.record import GroupRecord
     from agentenv.types import Item, ScoredDataGroup
-
-    GroupFilter = Callable[[ScoredDataGroup], str | None]
 
 logger = logging.getLogger(__name__)
 
@@ -48,66 +47,6 @@ _ASK_AGAIN_S = 0.25
 
 class NothingCollectedError(AgentEnvError):
     """So many groups failed in a row that going on is pointless. The message holds the last cause."""
-
-
-@dataclass(slots=True, eq=False)
-class _Work:
-    """An item on its way to a group."""
-
-    index: int
-    item: Item
-    attempts: int = 0
-    policy_version: int | None = None
-    started_at: float = 0.0
-    deadline: asyncio.Timeout | None = None
-    held_s: float | None = None
-    """What is left of its time, during a pause."""
-    withdrawn: str | None = None
-    """Why it was taken back, when it was."""
-
-    def hold_deadline(self, now: float) -> None:
-        """Stop its clock."""
-        if self.deadline is not None and not self.deadline.expired():
-            when = self.deadline.when()
-            self.held_s = None if when is None else when - now
-            self.deadline.reschedule(None)
-
-    def let_deadline_run(self, now: float) -> None:
-        """Start it again."""
-        if self.deadline is not None and not self.deadline.expired() and self.held_s is not None:
-            self.deadline.reschedule(now + self.held_s)
-        self.held_s = None
-
-
-class EnvItems:
-    """An environment's own dataset, in its order."""
-
-    def __init__(self, env: AgentEnv[Any]) -> None:
-        self._env = env
-
-    async def next_item(self) -> Item | None:
-        """What `get_next_item` gives."""
-        return await self._env.get_next_item()
-
-    def finished(self, group: CollectedGroup) -> None:
-        """Nothing depends on it."""
-
-
-@dataclass(slots=True)
-class _State:
-    """What is where."""
-
-    backlog: deque[_Work] = field(default_factory=deque)
-    running: dict[asyncio.Task[None], _Work] = field(default_factory=dict)
-    ready: deque[CollectedGroup] = field(default_factory=deque)
-    fetching: asyncio.Task[Item | None] | None = None
-    next_index: int = 0
-    finished: int = 0
-    """Groups that became ready, taken or not."""
-    exhausted: bool = False
-    failures_in_a_row: int = 0
-    not_before: float = 0.0
-    stop_at: float | None = None
 
 
 class Collector:
@@ -125,22 +64,31 @@ class Collector:
         settings: CollectorSettings | None = None,
         *,
         progress: Progress | None = None,
-        source: ItemSource | None = None,
-        filters: Sequence[GroupFilter] = (),
+        filters: GroupFilters | None = None,
     ) -> None:
-        """`filters` look at each complete group in turn; the first that returns a reason has it dropped and counted."""
+        """`filters` say which complete groups are dropped; None: none is."""
         self.env = env
         self.settings = settings or CollectorSettings()
         self.policy_version: int | None = None
         """The trainer's step now: what groups started from here on are stamped with."""
         self.admits: Callable[[], bool] = lambda: True
         """Asked before every start, whether one more group may be."""
+        self.started = self.dropped = 0
+        """Groups begun, and items dropped for good, so far."""
         self._progress = progress or QuietProgress()
-        self._source = source or EnvItems(env)
-        self._filters = tuple(filters)
+        self.items = ItemPool.from_config(
+            env.config.curriculum,
+            env.get_next_item,
+            group_size=env.config.group_size,
+            seed=env.config.seed,
+        )
+        """Where items come from: the dataset, in the order its curriculum chooses."""
+        self.on_attempt: Callable[[float, bool], None] = lambda seconds, succeeded: None
+        """Called with the seconds of each attempt at a group, and whether one came of it."""
+        self._filters = filters or GroupFilters()
         self._limit = self.settings.workers
         self._paused_at: float | None = None
-        self._state = _State()
+        self._state = CollectionState(next_index=self.settings.first_index)
         self._changed = asyncio.Event()
         self._arrived = asyncio.Event()
         self._main: asyncio.Task[None] | None = None
@@ -179,7 +127,7 @@ class Collector:
         picked = [
             (task, work)
             for task, work in self._state.running.items()
-            if work.withdrawn is None and which(_under_way(work))
+            if work.withdrawn is None and which(work.under_way())
         ]
         for task, work in picked:
             work.withdrawn = reason
@@ -195,12 +143,17 @@ class Collector:
     @property
     def under_way(self) -> tuple[GroupUnderWay, ...]:
         """The groups that are being collected now."""
-        return tuple(map(_under_way, self._state.running.values()))
+        return tuple(work.under_way() for work in self._state.running.values())
 
     @property
     def waiting(self) -> int:
         """Items that wait to be tried again."""
         return len(self._state.backlog)
+
+    @property
+    def untaken(self) -> int:
+        """Finished groups that nobody has taken yet."""
+        return len(self._state.ready)
 
     # ------------------------------------------------------------------------------------------ stream
 
@@ -264,7 +217,7 @@ class Collector:
             if state.backlog:
                 self._begin(state.backlog.popleft())
             elif state.fetching is None and not state.exhausted:
-                state.fetching = asyncio.create_task(self._source.next_item())
+                state.fetching = asyncio.create_task(self.items.next())
                 state.fetching.add_done_callback(lambda _: self._changed.set())
                 return
             else:
@@ -281,10 +234,11 @@ class Collector:
             return False
         return len(state.running) + len(state.ready) < self._limit and self.admits()
 
-    def _begin(self, work: _Work) -> None:
+    def _begin(self, work: Work) -> None:
         work.withdrawn = None
         work.policy_version = self.policy_version
         work.started_at = time.monotonic()
+        self.started += 1
         task = asyncio.create_task(self._collect(work))
         self._state.running[task] = work
         task.add_done_callback(lambda _: self._changed.set())
@@ -305,7 +259,7 @@ class Collector:
     def _take(self, item: Item | None) -> None:
         state = self._state
         if item is not None:
-            state.backlog.append(_Work(state.next_index, item))
+            state.backlog.append(Work(state.next_index, item))
             state.next_index += 1
         elif self.settings.ends_with_dataset:
             state.exhausted = True
@@ -354,7 +308,7 @@ class Collector:
 
     # ------------------------------------------------------------------------------------------ one group
 
-    async def _collect(self, work: _Work) -> None:
+    async def _collect(self, work: Work) -> None:
         """One attempt at one group, to its end."""
         context = GroupContext(work.index)
         current_group.set(context)
@@ -378,13 +332,14 @@ class Collector:
             collected, backlog = None, [work.item]
         finally:
             work.deadline = None
+        self.on_attempt(time.monotonic() - work.started_at, collected is not None)
         if collected is None:
             self._give_back(work, backlog, cause)
         else:
             self._deliver(collected)
 
     async def _attempt(
-        self, work: _Work, context: GroupContext
+        self, work: Work, context: GroupContext
     ) -> tuple[CollectedGroup | None, list[Item]]:
         group, backlog = await self.env.collect_trajectories(work.item)
         if group is None:
@@ -397,14 +352,14 @@ class Collector:
             item=work.item,
             group=group,
             context=context,
-            policy_version=oldest_version(context, work.policy_version),
+            policy_version=version_of(context, work.policy_version),
             duration_s=seconds,
             record=self._record(work, group, context, seconds),
         )
         return collected, backlog
 
     def _record(
-        self, work: _Work, group: ScoredDataGroup, context: GroupContext, seconds: float
+        self, work: Work, group: ScoredDataGroup, context: GroupContext, seconds: float
     ) -> GroupRecord | None:
         if not self.settings.keep_records:
             return None
@@ -413,25 +368,26 @@ class Collector:
 
     def _deliver(self, collected: CollectedGroup) -> None:
         self._state.failures_in_a_row = 0
-        self._source.finished(collected)
-        for keep in self._filters:
-            reason = keep(collected.group)
-            if reason is not None:
-                self._progress.group_failed(reason, dropped=True)
-                return
+        self.items.record(collected.item, collected.group["scores"])
+        reason = self._filters.reason(collected.group)
+        if reason is not None:
+            self.dropped += 1
+            self._progress.group_failed(reason, dropped=True)
+            return
         self._state.finished += 1
         self._state.ready.append(collected)
         self._arrived.set()
 
-    def _count_withdrawn(self, work: _Work) -> None:
+    def _count_withdrawn(self, work: Work) -> None:
         reason = work.withdrawn or "the run was stopped"
         self._progress.group_failed(reason, dropped=work.withdrawn is None)
 
-    def _give_back(self, work: _Work, backlog: list[Item], cause: str) -> None:
+    def _give_back(self, work: Work, backlog: list[Item], cause: str) -> None:
         work.attempts += 1
         again = bool(backlog) and work.attempts < self.settings.item_attempts
         if again:
             self._state.backlog.append(work)
+        self.dropped += not again
         self._progress.group_failed(cause, dropped=not again)
         self._slow_down(cause)
 
@@ -453,24 +409,15 @@ def collect_groups(env: AgentEnv[Any], total: int | None, *, workers: int) -> Co
     settings = CollectorSettings(
         workers=workers, total=total, failures_in_a_row=failures_allowed(workers)
     )
-    filters = [equal_scores] if env.config.ensure_scores_are_not_same else []
+    filters = group_filters(
+        drop_equal_scores=env.config.ensure_scores_are_not_same, custom=env.config.group_filters
+    )
     return Collector(env, settings, filters=filters)
 
 
 def failures_allowed(workers: int) -> int:
     """How many groups may fail in a row before a run that has nothing to wait for gives up."""
     return max(8, 2 * workers)
-
-
-def equal_scores(group: ScoredDataGroup) -> str | None:
-    """A filter that drops groups whose scores are all equal, which carry no advantage."""
-    if len(set(group["scores"])) < 2:
-        return "all scores are equal (ensure_scores_are_not_same)"
-    return None
-
-
-def _under_way(work: _Work) -> GroupUnderWay:
-    return GroupUnderWay(work.index, work.item, work.policy_version, work.started_at)
 
 
 def _check_group(group: object) -> None:

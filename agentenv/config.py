@@ -13,7 +13,9 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
 from agentenv.compat import backend_from_flat_names
+from agentenv.control.curriculum import CurriculumConfig
 from agentenv.control.over_provision import OverProvision
+from agentenv.control.staleness import StalenessLimit
 from agentenv_backends.config import BackendConfig  # noqa: TC001 - pydantic reads it
 from agentenv_tools.external.mcp_config import McpServerConfig  # noqa: TC001 - pydantic reads it
 
@@ -56,11 +58,14 @@ class BaseEnvConfig(BaseModel):
     tokenizer_name: str = "NousResearch/DeepHermes-3-Llama-3-3B-Preview"
     """Tokenizer of the policy: a folder or a hub name."""
     use_wandb: bool = False
-    """Accepted; reporting to Weights & Biases is not part of this version, and `process` says so."""
+    """`serve` reports its metrics to Weights & Biases too. Needs the extra `wandb`."""
     rollout_server_url: str = "http://localhost:8000"
-    """The trajectory server."""
+    """The trajectory server of `serve`."""
+    rollout_server_token: SecretStr | None = None
+    """Its bearer token for environments."""
     total_steps: int = Field(default=1000, ge=-1)
-    """Groups to collect; -1: until the dataset ends."""
+    """`process`: groups to collect; -1: until the dataset ends. `serve`: training steps to take part in; -1: as many as
+    the trainer registered."""
     wandb_name: str | None = None
     """Name of the run; None: the environment's name."""
     num_rollouts_to_keep: int = Field(default=32, ge=0)
@@ -70,17 +75,21 @@ class BaseEnvConfig(BaseModel):
     ensure_scores_are_not_same: bool = True
     """Drop groups whose scores are all equal, which carry no advantage. `process` keeps them unless told otherwise."""
     data_path_to_save_groups: str | None = None
-    """Run directory of `process`; None: a new one under `runs/`."""
+    """Run directory; None: a new one under `runs/`, in which `serve` then keeps no groups once they are sent."""
     data_dir_to_save_evals: str | None = None
     """Where `evaluate` writes."""
     min_items_sent_before_logging: int = 2
-    """Groups between two reports of metrics."""
+    """`serve`: groups that must have been sent since the last report of metrics for a training step to report."""
     include_messages: bool = False
     """Put the conversation into groups beside the tokens."""
     min_batch_allocation: float | None = Field(default=None, ge=0, le=1)
     """Share of each batch that is this environment's."""
     worker_timeout: float = 600
     """Seconds after which a training worker's item is taken back and retried; 0 or less: never."""
+    eval_timeout_s: float = Field(default=14_400.0, gt=0)
+    """`serve`: deadline of one evaluation, which is then given up and counted."""
+    spool_max_mb: int = Field(default=1024, ge=1)
+    """`serve`: finished groups kept on disk while the server is away; when they take more, collection waits."""
     thinking_mode: bool = False
     """Ask the policy to think."""
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
@@ -103,6 +112,13 @@ class AgentEnvConfig(BaseEnvConfig):
     policy_retry_limit: int = Field(default=3, ge=1)
     """Attempts at one rollout when infrastructure fails, before the item is given back."""
 
+    group_filters: list[str] = Field(default_factory=list)
+    """Further rules about which finished groups are dropped: `package.module:name`, see `GroupFilter`."""
+    curriculum: CurriculumConfig = CurriculumConfig()
+    """Which item comes next, from how past ones were scored. By default they come as the dataset gives them."""
+    staleness: StalenessLimit = StalenessLimit()
+    """How many training steps a group's weights may be behind when the trainer gets it. By default nothing bounds that
+    but `max_batches_offpolicy`."""
     over_provision: OverProvision = OverProvision()
     """Members started beyond `group_size`, so that one slow or lost rollout does not hold a group up, and which are
     kept."""

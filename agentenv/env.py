@@ -21,7 +21,7 @@ from uuid import uuid4
 
 from agentenv._collect import collect_group, collect_member
 from agentenv.config import AgentEnvConfig
-from agentenv.errors import AgentEnvError, ConfigError, NotStartedError
+from agentenv.errors import AgentEnvError, NotStartedError
 from agentenv.hooks import HookVerifier, NullVerifier, announce_task
 from agentenv.policy.config import APIServerConfig, ServerBaseline, resolve_servers
 from agentenv.runtime import EnvRuntime
@@ -54,6 +54,8 @@ class AgentEnv(ABC, Generic[ConfigT]):
     config: ConfigT
     tools: ToolRegistry
     """What the agent may call."""
+    curr_step: int = 0
+    """The trainer's step, while one is served."""
 
     # ---------------------------------------------------------------------------------- override these
 
@@ -136,6 +138,26 @@ class AgentEnv(ABC, Generic[ConfigT]):
     async def postprocess_histories(self, group: ScoredDataGroup) -> ScoredDataGroup:
         """Change a group before it is written or sent."""
         return group
+
+    def checkpoint_state(self) -> dict[str, Any] | None:
+        """What `restore_state` needs to go on from here, as JSON knows it: the position in the dataset, for one.
+
+        Kept beside the trainer's own checkpoints while a trainer is served. None: there is nothing to keep.
+        """
+        return None
+
+    def restore_state(self, state: dict[str, Any]) -> None:
+        """Go on from a `checkpoint_state`. Runs after `setup`. By default each entry becomes an attribute."""
+        for name, value in state.items():
+            if hasattr(AgentEnv, name):
+                raise AgentEnvError(
+                    f"a checkpoint must not replace {name}, which every environment has"
+                )
+            setattr(self, name, value)
+
+    async def wandb_log(self, wandb_metrics: dict[str, Any] | None = None) -> None:
+        """Report metrics of a training step. Override it to add your own, and call this with them."""
+        self.runtime.on_metrics(wandb_metrics or {})
 
     async def cleanup(self) -> None:
         """Release what `setup_agent_env` took. Runs once, after the last rollout and before the backend stops.
@@ -221,11 +243,30 @@ class AgentEnv(ABC, Generic[ConfigT]):
         }
         return result.final_response if result else "", summary
 
+    def save_checkpoint(self, step: int, data: dict[str, Any] | None = None) -> None:
+        """Keep `data`, or what `checkpoint_state` gives, as the state at `step`. Nothing where there is none to keep.
+
+        Raises `CheckpointError` for what JSON does not know. It is written in the background.
+        """
+        state = self.checkpoint_state() if data is None else data
+        if state is not None and self.runtime.checkpoints is not None:
+            self.runtime.checkpoints.save(step, state)
+
+    def load_checkpoint(self) -> None:
+        """Go on from the latest state that is not after `curr_step`, if there is one. Raises `CheckpointError`."""
+        store = self.runtime.checkpoints
+        found = None if store is None else store.load(self.curr_step)
+        if found is not None:
+            self.restore_state(found[1])
+
     async def env_manager(self) -> None:
-        """Serve a trainer. Not part of this version: raises `ConfigError`."""
-        raise ConfigError(
-            "serving a trainer is not part of this version; use `process`, which writes the same groups to a file"
-        )
+        """Feed the trainer behind `rollout_server_url` until it has enough; the backend is stopped whatever happens.
+
+        The run directory is `data_path_to_save_groups`, or a new one under `runs/`.
+        """
+        from agentenv.cli.commands import serve_quietly  # noqa: PLC0415 - only a run needs it
+
+        await serve_quietly(self)
 
     async def process_manager(self) -> None:
         """Collect `total_steps` groups into a run directory; the backend is stopped whatever happens.

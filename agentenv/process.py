@@ -10,9 +10,9 @@ from agentenv.collected import CollectorSettings
 from agentenv.collector import (
     Collector,
     NothingCollectedError,
-    equal_scores,
     failures_allowed,
 )
+from agentenv.control.filters import group_filters
 from agentenv.lag import LagMonitor
 from agentenv.records import group_casts
 from agentenv.rollout import finish
@@ -94,7 +94,9 @@ class _Run:
             failures_in_a_row=failures_allowed(workers),
             keep_records=True,
         )
-        filters = [equal_scores] if self._drops_equal_scores() else []
+        filters = group_filters(
+            drop_equal_scores=self._drops_equal_scores(), custom=config.group_filters
+        )
         return Collector(self.env, settings, progress=self._progress, filters=filters)
 
     async def _write(self, collected: CollectedGroup) -> None:

@@ -12,6 +12,7 @@ from agentenv.control.pause import PauseGate
 from agentenv.errors import ConfigError, NotStartedError, TokensUnavailableError
 from agentenv.harness import ToolLoop
 from agentenv.policy import build_policy
+from agentenv.policy.base import SharedPolicy
 from agentenv.reasoning import chat_options, template_options
 from agentenv.rollout import RolloutLimits, finish, rollout
 from agentenv.session import ChatSession, TokenSession
@@ -21,12 +22,13 @@ from agentenv_backends.errors import CapabilityError
 from agentenv_tools import ToolExecutor, ToolExecutorConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from agentenv.config import AgentEnvConfig
     from agentenv.policy.base import PolicyClient
     from agentenv.policy.config import APIServerConfig
     from agentenv.rollout import RolloutRecord, Workspace
+    from agentenv.serve.checkpoint import Checkpoints
     from agentenv.session import Session
     from agentenv.task import Task, Verifier
     from agentenv.types import Item
@@ -58,6 +60,10 @@ class EnvRuntime:
         self.policy = policy or build_policy(self.server_configs)
         self.on_rollout: Callable[[RolloutRecord], None] = lambda record: None
         """Called with every rollout's record, retried ones included."""
+        self.on_metrics: Callable[[Mapping[str, Any]], None] = lambda metrics: None
+        """Called with what the environment wants reported beside the framework's own metrics."""
+        self.checkpoints: Checkpoints | None = None
+        """Where the environment's own state is kept, while a trainer is served."""
         self.gate = PauseGate(limit_s=config.pause_timeout_s)
         """Closed while the policy's weights are exchanged: no group and no turn begins meanwhile."""
         self._renderer = renderer
@@ -157,6 +163,11 @@ class EnvRuntime:
             drop=self.backend.drop_snapshot,
             timeout_s=self.config.verify_timeout_s,
         )
+
+    def weigh(self, weight: float) -> None:
+        """Use this share of the policy's servers, where several environments can share them."""
+        if isinstance(self.policy, SharedPolicy):
+            self.policy.weigh(weight)
 
     def require_tokens(self) -> None:
         """Raise `TokensUnavailableError` unless the policy can be trained on."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from agentenv.rollout import finish
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator
+    from collections.abc import Callable, Coroutine, Iterable, Iterator
 
 
 class StopRequests:
@@ -63,3 +63,24 @@ class StopRequests:
 async def settled(task: asyncio.Future[Any]) -> None:
     """Wait until a task is done, in whatever way."""
     await asyncio.wait({task})
+
+
+async def side_by_side(main: Coroutine[Any, Any, None], *others: Coroutine[Any, Any, None]) -> None:
+    """Await `main` while the others run, which have no end of their own; then cancel them.
+
+    The first that fails ends them all, and is raised.
+    """
+    tasks = [asyncio.ensure_future(work) for work in (main, *others)]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await finish(_all_settled(tasks))
+    for task in tasks:
+        if not task.cancelled():
+            task.result()
+
+
+async def _all_settled(tasks: Iterable[asyncio.Future[None]]) -> None:
+    await asyncio.wait(set(tasks))

@@ -34,7 +34,7 @@ OK, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
 
 @dataclass(frozen=True, slots=True)
 class ProcessOptions:
-    """What `process` is told beside the settings."""
+    """What `process` and `serve` are told beside the settings."""
 
     run_dir: Path | None = None
     report: bool = True
@@ -59,6 +59,53 @@ async def _process(
     finally:
         await directory.close()
     return status
+
+
+def run_serve(
+    env_class: type[AgentEnv[Any]], settings: Settings, options: ProcessOptions, console: Console
+) -> int:
+    """Feed a trainer, showing progress, and end with a summary."""
+    return asyncio.run(_serve(env_class, settings, options, console))
+
+
+async def _serve(
+    env_class: type[AgentEnv[Any]], settings: Settings, options: ProcessOptions, console: Console
+) -> int:
+    env = build_environment(env_class, settings)
+    directory = await RunDirectory.open(options.run_dir or run_dir_for(env), extend=True)
+    try:
+        await _write_config(directory, env_class, settings)
+        display = PlainProgress(console, None) if options.plain else open_progress(console, None)
+        with display as progress:
+            await _feed(env, directory, progress)
+        paths = {"run directory": str(directory.path)}
+        console.print(summary_table(progress.counters, paths))
+    finally:
+        await directory.close()
+    return OK
+
+
+async def _feed(env: AgentEnv[Any], directory: RunDirectory, progress: QuietProgress) -> None:
+    """`serve` over the network; the summary is written whatever happens."""
+    from agentenv.serve import open_link, serve  # noqa: PLC0415 - imports a client
+
+    link = open_link(env.config)
+    totals: dict[str, Any] = {}
+    try:
+        totals = await serve(env, link, directory, progress=progress)
+    finally:
+        await finish(link.close())
+        await directory.write_summary(progress.counters.summary() | {"serve": totals})
+
+
+async def serve_quietly(env: AgentEnv[Any]) -> None:
+    """What `serve` does with an environment made by hand, without display."""
+    directory = await RunDirectory.open(run_dir_for(env), extend=True)
+    try:
+        await _write_config(directory, type(env), Settings(env.config, env.server_configs))
+        await _feed(env, directory, QuietProgress())
+    finally:
+        await directory.close()
 
 
 async def process_quietly(env: AgentEnv[Any]) -> None:

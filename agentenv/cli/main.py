@@ -46,8 +46,12 @@ if TYPE_CHECKING:
 _RUNS = {
     "process": "collect scored groups into a run directory",
     "evaluate": "run the environment's own evaluation and print its metrics",
-    "serve": "not available yet: feed a trainer through a trajectory server",
+    "serve": "feed a trainer with scored groups through its trajectory server",
     "executor": "serve the tools and sandboxes to agents in other processes",
+}
+_RUN_DIR_HELP = {
+    "process": "where to write (default: a new one below runs/)",
+    "serve": "what must outlive this process; name the same one again to go on (default: a new one below runs/)",
 }
 
 
@@ -117,10 +121,6 @@ def _run_environment(
     file = load_config_file(Path(options.config)) if options.config else None
     if options.help:
         return _help(options, env_class, file, console)
-    if options.command == "serve":
-        raise AgentEnvError(
-            "serve does not exist yet: nothing was started. `process` collects the same groups into a run directory"
-        )
     env_class = env_class or _environment_for(options.command, file)
     _check_same(env_class, file)
     settings = _settings(env_class, file, flags)
@@ -130,9 +130,11 @@ def _run_environment(
         return commands.run_evaluate(env_class, settings, console)
     chosen = commands.ProcessOptions(
         run_dir=Path(options.run_dir) if options.run_dir else None,
-        report=not options.no_report,
+        report=options.command == "process" and not options.no_report,
         plain=options.plain,
     )
+    if options.command == "serve":
+        return commands.run_serve(env_class, settings, chosen, console)
     return commands.run_process(env_class, settings, chosen, console)
 
 
@@ -283,14 +285,13 @@ def _run_parser(chosen: Any, name: str, text: str) -> argparse.ArgumentParser:
     _verbose(parser)
     if name == "executor":
         add_executor_options(parser)
-    if name == "process":
-        parser.add_argument(
-            "--run-dir", metavar="DIR", help="where to write (default: a new one below runs/)"
-        )
-        parser.add_argument("--no-report", action="store_true", help="write no report.html")
+    if name in ("process", "serve"):
+        parser.add_argument("--run-dir", metavar="DIR", help=_RUN_DIR_HELP[name])
         parser.add_argument(
             "--plain", action="store_true", help="progress as lines, also on a terminal"
         )
+    if name == "process":
+        parser.add_argument("--no-report", action="store_true", help="write no report.html")
     return parser
 
 

@@ -49,6 +49,8 @@ class RunCounters:
     tokens: int = 0
     tool_calls: int = 0
     loop_lag_p99_s: float | None = None
+    notes: dict[str, str] = field(default_factory=dict)
+    """What else a display shows, by name. Replaced, never changed."""
 
     def rollout_ended(self, record: RolloutRecord) -> None:
         """Count one rollout, whatever became of it."""

@@ -61,6 +61,7 @@ def _cells(view: View) -> list[tuple[str, str]]:
         ("failed", f"{sum(counters.failures.values()):,}"),
         ("groups dropped", f"{counters.groups_dropped}"),
         ("elapsed", duration(counters.elapsed_s)),
+        *((printable(name), printable(value)) for name, value in counters.notes.items()),
     ]
 
 
@@ -86,6 +87,7 @@ def plain_line(view: View) -> str:
     ]
     if pool:
         parts.append(f"slots {pool.acquired_slots}/{pool.total_slots}, {pool.waiting} waiting")
+    parts += [f"{printable(name)} {printable(value)}" for name, value in counters.notes.items()]
     if counters.failures:
         cause, count = most(counters.failures, 1)[0]
         parts.append(f"{sum(counters.failures.values())} failed ({count} x {printable(cause)})")

@@ -18,7 +18,7 @@ from agentenv.run.counters import Rates, RunCounters, View
 from agentenv.run.panels import live_panel, plain_line
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
 
     from rich.console import Console
@@ -57,6 +57,10 @@ class Progress(Protocol):
         """A rollout ended, in whatever way, retried ones included."""
         ...
 
+    def noted(self, values: Mapping[str, str]) -> None:
+        """What else to show, by name, from now on."""
+        ...
+
     def ended(self, *, loop_lag_p99_s: float) -> None:
         """No more groups will come."""
         ...
@@ -89,6 +93,10 @@ class QuietProgress:
     def rollout_ended(self, record: RolloutRecord) -> None:
         """A rollout ended."""
         self.counters.rollout_ended(record)
+
+    def noted(self, values: Mapping[str, str]) -> None:
+        """Something else to show."""
+        self.counters.notes = dict(values)
 
     def ended(self, *, loop_lag_p99_s: float) -> None:
         """No more groups will come."""

@@ -1,4 +1,7 @@
-"""An environment's own state beside the trainer's checkpoints: `<checkpoint_dir>/env_checkpoints/<name>/step-<n>.json`."""
+"""An environment's own state beside the trainer's checkpoints.
+
+A file is `<checkpoint_dir>/env_checkpoints/<name>/step-<n>.json`, as with Atropos, and holds one JSON object.
+"""
 
 from __future__ import annotations
 
@@ -31,25 +34,39 @@ class Checkpoints:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.beside: dict[str, Any] = {}
+        """What is kept in each file beside the state."""
+        self._read_from = folder
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
-        self._writing: list[Future[None]] = []
+        self._writing: dict[int, Future[None]] = {}
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Keep `state`, which must be JSON. Raises `CheckpointError` for what JSON does not know."""
         target = self.folder / f"step-{step}.json"
         try:
-            content = json.dumps(state, allow_nan=False).encode()
+            content = json.dumps({**state, **self.beside}, allow_nan=False).encode()
         except (TypeError, ValueError, RecursionError) as error:
             raise CheckpointError(
                 f"{target}: the environment's state is no JSON: {error}"
             ) from error
-        self._writing.append(self._thread.submit(_write, target, content))
+        self._writing[step] = self._thread.submit(_write, target, content)
 
-    async def flush(self) -> None:
-        """Wait until everything is on the disk. Raises `CheckpointError`."""
-        writing, self._writing = self._writing, []
-        for write in writing:
+    def is_saving(self, step: int) -> bool:
+        """Whether `save` was called for this step since the last `flush`."""
+        return step in self._writing
+
+    async def flush(self) -> int:
+        """Wait until everything is on the disk; how many files that is. Raises `CheckpointError`."""
+        writing, self._writing = self._writing, {}
+        for write in writing.values():
             await asyncio.wrap_future(write)
+        if writing:
+            self._read_from = self.folder
+        return len(writing)
+
+    def found_in(self, folder: Path) -> None:
+        """Read from another folder, until something was saved in ours."""
+        self._read_from = folder
 
     def load(self, up_to: int) -> tuple[int, dict[str, Any]] | None:
         """The latest that is not after step `up_to`, with its step; None where there is none.
@@ -60,7 +77,7 @@ class Checkpoints:
         problem: CheckpointError | None = None
         for step in steps:
             try:
-                return step, _read(self.folder / f"step-{step}.json")
+                return step, _read(self._read_from / f"step-{step}.json")
             except CheckpointError as error:
                 problem = problem or error
         if problem is not None:
@@ -69,9 +86,9 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps there are checkpoints of."""
-        if not self.folder.is_dir():
+        if not self._read_from.is_dir():
             return []
-        found = (_FILE.fullmatch(entry.name) for entry in self.folder.iterdir())
+        found = (_FILE.fullmatch(entry.name) for entry in self._read_from.iterdir())
         return [int(match[1]) for match in found if match]
 
     def close(self) -> None:

@@ -62,7 +62,7 @@ class Measurements:
     looks_s: list[float] = field(default_factory=list)
     workers_added: list[float] = field(default_factory=list)
     sent: int = 0
-    rejected: int = 0
+    """Groups the server took, since the beginning."""
 
     def group_ended(self, seconds: float, succeeded: bool) -> None:
         """Count one attempt at a group."""
@@ -74,11 +74,8 @@ class Measurements:
         self.lengths += [len(mask) - mask.count(IGNORE_TOKEN) for mask in group["masks"]]
 
     def report(self, max_token_len: int) -> dict[str, float]:
-        """Everything since the last report; the totals stay."""
-        metrics: dict[str, float] = {
-            "train/items_sent_to_api": self.sent,
-            "train/items_rejected": self.rejected,
-        }
+        """Everything since the last report; the total stays."""
+        metrics: dict[str, float] = {"train/items_sent_to_api": self.sent}
         if self.lengths:
             spread = _spread(self.lengths)
             metrics["train/completion_lengths"] = spread.pop("mean")
@@ -86,12 +83,13 @@ class Measurements:
             long = sum(length > 0.95 * max_token_len for length in self.lengths)
             metrics["train/completion_lengths_p95"] = long / len(self.lengths)
         every = [seconds for durations in self.durations.values() for seconds in durations]
-        timed = {"task_duration": every, **self.durations}
+        timed: dict[str, list[float]] = {"task_duration": every, **self.durations}
         timed |= {"mainloop_timings": self.looks_s, "workers_added_per_attempt": self.workers_added}
         for name, values in timed.items():
             if values:
                 metrics |= {f"train_perf/{name}_{key}": v for key, v in _spread(values).items()}
-        for values in (self.lengths, self.looks_s, self.workers_added, *self.durations.values()):
+        self.lengths.clear()
+        for values in (self.looks_s, self.workers_added, *self.durations.values()):
             values.clear()
         return metrics
 

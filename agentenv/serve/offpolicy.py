@@ -1,7 +1,7 @@
 """How many groups an environment may have under way, by what waits at the trainer. Pure functions of numbers.
 
-The rules are those of the protocol (Atropos), so that environments of both kinds share one server fairly. Sizes of queues
-count groups of this environment's size, as the server reports them.
+The rules are those of the protocol (Atropos), so that environments of both kinds share one server fairly. Sizes of
+queues count groups of this environment's size, as the server reports them.
 """
 
 from __future__ import annotations

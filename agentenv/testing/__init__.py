@@ -1,9 +1,9 @@
 """Fakes that speak the real protocols, for the tests of this project and of environments built on
 it.
 
-`FakePolicy` is a policy in memory. `FakeEngine` is an inference engine: an ASGI application that
-answers as vLLM, SGLang and OpenAI-compatible servers do, with scripted replies, latency and faults;
-`running_engine` serves it on a loopback port. Each name is imported when it is first used.
+`FakePolicy` is a policy in memory, `FakeLink` a trajectory server in memory. `FakeEngine` is an inference engine: an
+ASGI application that answers as vLLM, SGLang and OpenAI-compatible servers do, with scripted replies, latency and
+faults; `running_engine` serves it on a loopback port. Each name is imported when it is first used.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from agentenv.testing.engine import FakeEngine
     from agentenv.testing.faults import Fault, FaultPlan
+    from agentenv.testing.link import FakeLink
     from agentenv.testing.policy import FakePolicy
     from agentenv.testing.script import (
         FakeReply,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FakeEngine",
+    "FakeLink",
     "FakePolicy",
     "FakeReply",
     "FakeRequest",
@@ -40,6 +42,7 @@ __all__ = [
 
 _HOMES = {
     "FakeEngine": "engine",
+    "FakeLink": "link",
     "FakePolicy": "policy",
     "FakeReply": "script",
     "FakeRequest": "script",

@@ -10,6 +10,7 @@ import pytest
 from agentenv import Item, NotStartedError, PolicyError, ScoredDataGroup
 from agentenv.collected import CollectorSettings
 from agentenv.collector import Collector, NothingCollectedError
+from agentenv.control.filters import GroupFilters
 from agentenv.group import build_group, current_group
 from agentenv.run.progress import QuietProgress
 from tests.agentenv.fake_env import EchoEnv, make_env, policy_of, solver
@@ -314,9 +315,22 @@ async def test_a_filter_drops_groups_with_its_reason_and_they_do_not_count():
     progress = QuietProgress()
     settings = CollectorSettings(workers=2, total=3)
     equal = lambda group: "equal" if len(set(group["scores"])) < 2 else None  # noqa: E731
-    async with Collector(env, settings, progress=progress, filters=[equal]) as collector:
+    async with Collector(
+        env, settings, progress=progress, filters=GroupFilters([equal])
+    ) as collector:
         assert sorted([c.item async for c in collector]) == [1, 3, 5]
     assert progress.counters.drops == {"equal": 3}
+    await env.shutdown()
+
+
+async def test_the_curriculum_orders_items_and_learns_from_every_complete_group():
+    env = await set_up(GatedEnv, curriculum={"type": "by_success", "lookahead": 4}, seed=3)
+    env.open = True
+    async with Collector(env, CollectorSettings(workers=1, total=4)) as collector:
+        taken = [c.item async for c in collector]
+    assert len(set(taken)) == 4
+    assert taken != [0, 1, 2, 3]
+    assert env.next_item > 4
     await env.shutdown()
 
 
