@@ -134,7 +134,7 @@ class Demo:
                 watching = asyncio.create_task(self._show(display, started))
                 try:
                     async with asyncio.timeout(self._config.train_timeout_s):
-                        await _until_trained(trainer, (server, environment))
+                        await _until_trained(trainer, server, environment)
                 except TimeoutError:
                     raise trainer.failure(
                         f"is not done after train_timeout_s={self._config.train_timeout_s:g}"
@@ -214,7 +214,8 @@ class Demo:
         }
         path = self._folder / "environment.yaml"
         path.write_text(yaml.safe_dump(settings), encoding="utf-8")
-        return ["-m", "agentenv", "serve", str(path)]
+        own = str(self._folder / "environment")
+        return ["-m", "agentenv", "serve", str(path), "--run-dir", own, "--plain"]
 
     def _max_token_length(self) -> int:
         env = self._make_env(self._options.model, {})
@@ -260,17 +261,21 @@ class Demo:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-async def _until_trained(trainer: DemoProcess, others: tuple[DemoProcess, ...]) -> None:
-    """Until the trainer is done. Raises `DemoProcessError` as soon as any of the three fails."""
-    waits = {asyncio.create_task(each.wait()): each for each in (trainer, *others)}
+async def _until_trained(
+    trainer: DemoProcess, server: DemoProcess, environment: DemoProcess
+) -> None:
+    """Until the trainer is done. Raises `DemoProcessError` as soon as any of the three fails.
+
+    The environment may be done before: it stops by itself when the last batch was handed out.
+    """
+    running = {asyncio.create_task(each.wait()): each for each in (trainer, server, environment)}
     try:
-        done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        ended = [waits[task] for task in done]
-        if trainer not in ended:
-            raise ended[0].failure("ended before the trainer")
-        if trainer.status != 0:
-            raise trainer.failure("failed")
+        while any(each is trainer for each in running.values()):
+            done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            for each in [running.pop(task) for task in done]:
+                if each.status != 0 or each is server:
+                    raise each.failure("ended before training was done")
     finally:
-        for task in waits:
+        for task in running:
             task.cancel()
-        await asyncio.wait(waits)
+        await asyncio.gather(*running, return_exceptions=True)
