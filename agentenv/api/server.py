@@ -381,11 +381,15 @@ async def serving_api(server: TrajectoryServer) -> AsyncIterator[str]:
         raise
     # Bodies arrive packed: unpacking happens in threads, and is bounded.
     runner = web.AppRunner(
-        server.application(), access_log=None, auto_decompress=False, handle_signals=False
+        server.application(),
+        access_log=None,
+        auto_decompress=False,
+        handle_signals=False,
+        shutdown_timeout=1.0,
     )
     try:
         await runner.setup()
-        await web.SockSite(runner, listener, shutdown_timeout=1.0).start()
+        await web.SockSite(runner, listener).start()
         yield url_of(listener)
     finally:
         await finish(_stop_in_order(server, runner))
