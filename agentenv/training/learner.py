@@ -26,7 +26,7 @@ class LearnerSettings:
     clip: Clip = field(default_factory=Clip)
     max_grad_norm: float = 1.0
     """The gradient is scaled down to this norm where it is longer."""
-    micro_batch_tokens: int = 16_384
+    micro_batch_tokens: int = 4_096
     """Tokens of one forward pass, padding included."""
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.95)

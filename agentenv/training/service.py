@@ -51,8 +51,8 @@ class GrpoConfig(BaseModel):
     """... and 1 + clip_high."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Longer gradients are scaled down to this."""
-    micro_batch_tokens: int = Field(default=16_384, ge=1)
-    """Tokens of one forward pass, padding included."""
+    micro_batch_tokens: int = Field(default=4_096, ge=1)
+    """Tokens of one forward pass, padding included. On a CPU small passes are the fastest."""
     checkpoint_every: int = Field(default=1, ge=1)
     """Steps between two checkpoints. 1: nothing is learned from twice or lost, whenever the trainer is killed."""
     max_wait_s: float = Field(default=600.0, gt=0)
