@@ -119,7 +119,7 @@ async def _gather_members(
 
     tasks = [asyncio.create_task(run(member)) for member in members]
     try:
-        async with asyncio.timeout(env.config.group_timeout_s) as deadline:
+        async with env.runtime.gate.timeout(env.config.group_timeout_s) as deadline:
             return await _chosen(tasks, choice)
     except TimeoutError:
         if not deadline.expired():

@@ -24,28 +24,12 @@ class Work:
     attempts: int = 0
     policy_version: int | None = None
     started_at: float = 0.0
-    deadline: asyncio.Timeout | None = None
-    held_s: float | None = None
-    """What is left of its time, during a pause."""
     withdrawn: str | None = None
     """Why it was taken back, when it was."""
 
     def under_way(self) -> GroupUnderWay:
         """How it stands."""
         return GroupUnderWay(self.index, self.item, self.policy_version, self.started_at)
-
-    def hold_deadline(self, now: float) -> None:
-        """Stop its clock."""
-        if self.deadline is not None and not self.deadline.expired():
-            when = self.deadline.when()
-            self.held_s = None if when is None else when - now
-            self.deadline.reschedule(None)
-
-    def let_deadline_run(self, now: float) -> None:
-        """Start it again."""
-        if self.deadline is not None and not self.deadline.expired() and self.held_s is not None:
-            self.deadline.reschedule(now + self.held_s)
-        self.held_s = None
 
 
 @dataclass(slots=True)

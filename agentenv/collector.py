@@ -87,7 +87,7 @@ class Collector:
         """Called with the seconds of each attempt at a group, and whether one came of it."""
         self._filters = filters or GroupFilters()
         self._limit = self.settings.workers
-        self._paused_at: float | None = None
+        self._paused = False
         self._state = CollectionState(next_index=self.settings.first_index)
         self._changed = asyncio.Event()
         self._arrived = asyncio.Event()
@@ -107,19 +107,14 @@ class Collector:
             self._changed.set()
 
     def pause(self) -> None:
-        """Start no more groups. Those under way go on, without the pause counting against their timeout."""
-        if self._paused_at is None:
-            self._paused_at = asyncio.get_running_loop().time()
-            for work in self._state.running.values():
-                work.hold_deadline(self._paused_at)
+        """Start no more groups. Those under way go on; to hold their turns and deadlines too, close the gate of the
+        environment's runtime.
+        """
+        self._paused = True
 
     def resume(self) -> None:
         """Start groups again."""
-        if self._paused_at is None:
-            return
-        self._paused_at = None
-        for work in self._state.running.values():
-            work.let_deadline_run(asyncio.get_running_loop().time())
+        self._paused = False
         self._changed.set()
 
     def withdraw(self, which: Callable[[GroupUnderWay], bool], reason: str) -> int:
@@ -226,7 +221,7 @@ class Collector:
     def _may_start(self) -> bool:
         state = self._state
         total = self.settings.total
-        if self._paused_at is not None or state.stop_at is not None:
+        if self._paused or state.stop_at is not None:
             return False
         if asyncio.get_running_loop().time() < state.not_before:
             return False
@@ -314,7 +309,8 @@ class Collector:
         current_group.set(context)
         self._progress.group_started()
         try:
-            async with asyncio.timeout(self.settings.worker_timeout_s) as work.deadline:
+            limit_s = self.settings.worker_timeout_s
+            async with self.env.runtime.gate.timeout(limit_s) as deadline:
                 collected, backlog = await self._attempt(work, context)
             cause = _last_cause(context)
         except asyncio.CancelledError as error:
@@ -323,15 +319,13 @@ class Collector:
                 raise
             collected, backlog, cause = None, [work.item], f"the environment raised {error!r}"
         except Exception as error:  # the environment may raise anything; its item is given back
-            if isinstance(error, TimeoutError) and work.deadline and work.deadline.expired():
+            if isinstance(error, TimeoutError) and deadline.expired():
                 cause = f"not done within worker_timeout={self.settings.worker_timeout_s:g} s"
                 logger.warning("group %d: %s", work.index, cause)
             else:
                 logger.exception("collecting group %d failed", work.index)
                 cause = f"{type(error).__name__}: {error}"
             collected, backlog = None, [work.item]
-        finally:
-            work.deadline = None
         self.on_attempt(time.monotonic() - work.started_at, collected is not None)
         if collected is None:
             self._give_back(work, backlog, cause)

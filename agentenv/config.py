@@ -9,8 +9,9 @@ from __future__ import annotations
 from enum import StrEnum
 from itertools import pairwise
 from typing import Any, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from agentenv.compat import backend_from_flat_names
 from agentenv.control.curriculum import CurriculumConfig
@@ -123,8 +124,8 @@ class AgentEnvConfig(BaseEnvConfig):
     """Members started beyond `group_size`, so that one slow or lost rollout does not hold a group up, and which are
     kept."""
     pause_timeout_s: float = Field(default=1800.0, gt=0)
-    """How long rollouts wait in one pause of the policy before they give up and are retried. No rollout's deadline
-    runs meanwhile."""
+    """How long rollouts wait in one pause of the policy before they give up and are retried. No deadline of a turn, a
+    rollout or a group runs meanwhile."""
     share_workspace_setup: bool = False
     """Run `setup_trajectory_workspace` once for a group and start each member from a copy of the workspace it left.
     Needs a backend that takes snapshots. What a set-up may then do is told there."""
@@ -231,6 +232,14 @@ class AgentEnvConfig(BaseEnvConfig):
     """Its bearer token."""
     mcp_servers: dict[str, McpServerConfig] = Field(default_factory=dict)
     """MCP servers by name, whose tools the agent gets: {command, args, env} or {url, headers}, and more."""
+
+    @field_validator("rollout_server_url")
+    @classmethod
+    def _check_address(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("this is no address of a server; write it as http://host:port")
+        return url
 
     @model_validator(mode="before")
     @classmethod

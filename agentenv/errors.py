@@ -5,11 +5,16 @@ AgentEnvError
 ├── NotStartedError             the environment was used before `setup`                      (RuntimeError)
 ├── PolicyError                 the inference engine failed: infrastructure, retried
 │   ├── PolicyTimeoutError      no answer within the deadline                                (TimeoutError)
+│   │   └── PausedTooLongError  nobody ended a pause (`agentenv.control`)
 │   ├── PolicyRequestError      the engine refused the request; a retry would not help
 │   └── TokensUnavailableError  the engine returns no token ids or log-probs: refused for training
 ├── ContextLengthError          the prompt does not fit the context: a budget, not a failure
 ├── VerifierError               scoring raised, hung, or gave no finite number
+├── NothingCollectedError       so many groups failed in a row that going on is pointless
+├── SinkError                   a group cannot be given to a trainer that would train on it wrongly
+├── GroupFilterError            a custom group filter raised or gave no answer (`agentenv.control`)
 ├── RunDirectoryError           the run directory cannot be used (locked, full, unreadable)  (OSError)
+├── CheckpointError             an environment's state cannot be kept or read (`agentenv.serve`)
 ├── TrajectoryStoreError        the trajectory server's database cannot be read or written
 └── ApiError                    a call of a trajectory server failed
     ├── ApiUnreachableError     no answer, or one that says to come again later               (ConnectionError)
@@ -87,3 +92,7 @@ class ApiRefusedError(ApiError):
 
 class UnknownEnvError(ApiRefusedError):
     """The trajectory server does not know the environment: it has to register again."""
+
+
+class SinkError(AgentEnvError):
+    """A group cannot be given to a trainer without being trained on wrongly, or there is none to give."""

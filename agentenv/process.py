@@ -70,7 +70,7 @@ class _Run:
     async def run(self, requests: StopRequests) -> None:
         """Everything between set-up and shut-down."""
         if self.env.config.use_wandb:
-            logger.warning("use_wandb has no effect in this version; metrics are in summary.json")
+            logger.warning("use_wandb is for `serve`; the metrics of `process` are in summary.json")
         self.env.runtime.require_tokens()
         await self.env.setup()
         self.env.runtime.on_rollout = self._progress.rollout_ended

@@ -12,7 +12,7 @@ import numpy as np
 import orjson
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
-from agentenv.api.group import EXTRA_KEYS, UNTRAINED, GroupError, WireGroup
+from agentenv.api.group import JSON_KEYS, OPTIONAL_ARRAYS, UNTRAINED, GroupError, WireGroup
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -51,7 +51,7 @@ class GroupExtras(BaseModel):
     def to_json(self) -> dict[str, bytes]:
         """Each key that is there, as JSON. Raises `GroupError` for what JSON cannot carry."""
         found = {}
-        for key in EXTRA_KEYS[:-3]:
+        for key in JSON_KEYS:
             if (value := getattr(self, key)) is not None:
                 found[key] = _dumps(key, value)
         return found
@@ -80,7 +80,7 @@ def check_group(group: WireGroup, *, misaligned_advantages: bool = False) -> Non
     _bounded(group, "masks", wrong, f"must be {UNTRAINED} or a token id")
     if (bad := np.flatnonzero(~np.isfinite(group.scores))).size:
         raise GroupError(("scores", int(bad[0])), f"is {group.scores[bad[0]]}, no finite number")
-    for key in ("inference_logprobs", "ref_logprobs", "advantages"):
+    for key in OPTIONAL_ARRAYS:
         if (flat := getattr(group, key)) is not None:
             _same(key, len(flat), len(group.tokens), "tokens")
             _bounded(group, key, ~np.isfinite(flat), "must be a finite number")
@@ -95,7 +95,7 @@ def _check_extras(group: WireGroup, *, misaligned_advantages: bool) -> None:
     if (overrides := group.extras.get("overrides", b"[]")) != b"[]":
         found = len(orjson.loads(overrides))
         _same("overrides", found, group.rows, "rows in tokens")
-    for key in EXTRA_KEYS[-3:]:
+    for key in OPTIONAL_ARRAYS:
         lenient = key == "advantages" and (misaligned_advantages or _all_sft(group))
         if group.extras.get(key, b"[]") != b"[]" and not lenient:
             raise GroupError((key,), "must have as many rows as tokens, each as long")
@@ -129,7 +129,7 @@ def check_packed_extras(group: WireGroup) -> None:
             value = orjson.loads(text)
         except orjson.JSONDecodeError as error:
             raise GroupError((key,), f"is no JSON: {error}") from None
-        if key in EXTRA_KEYS[:-3]:
+        if key in JSON_KEYS:
             try:
                 GroupExtras.model_validate({key: value})
             except ValidationError as error:

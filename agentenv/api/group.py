@@ -13,7 +13,7 @@ import orjson
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from agentenv.types import ScoredDataGroup
 
@@ -25,7 +25,13 @@ UNTRAINED = -100
 """What a mask holds at a position that is not trained on. Elsewhere it holds the token itself."""
 MASKED_LOGPROB = 1.0
 """What `inference_logprobs` holds at a position that was not sampled: no log-prob is over 0."""
-EXTRA_KEYS = (
+OPTIONAL_ARRAYS: dict[str, Any] = {
+    "inference_logprobs": np.float32,
+    "ref_logprobs": np.float32,
+    "advantages": np.float64,
+}
+"""What a group may have a number of for each token, and how exactly it is kept."""
+JSON_KEYS = (
     "messages",
     "generation_params",
     "overrides",
@@ -33,10 +39,8 @@ EXTRA_KEYS = (
     "images",
     "distill_token_ids",
     "distill_logprobs",
-    "advantages",
-    "ref_logprobs",
-    "inference_logprobs",
 )
+EXTRA_KEYS = (*JSON_KEYS, "advantages", "ref_logprobs", "inference_logprobs")
 """What may travel as JSON. The last three only where they are no rows of numbers aligned with the tokens: an
 environment that has none may send `[]`, and gets `[]` back."""
 
@@ -100,20 +104,10 @@ def wire_group(
     lengths = np.array([len(row) for row in given["tokens"]], np.int32)
     extras = {
         key: orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
-        for key in EXTRA_KEYS[:-3]
+        for key in JSON_KEYS
         if (value := given.get(key)) is not None
     }
-    arrays: dict[str, Any] = {}
-    for key, dtype in (
-        ("inference_logprobs", np.float32),
-        ("ref_logprobs", np.float32),
-        ("advantages", np.float64),
-    ):
-        rows = given.get(key)
-        if rows is not None and len(rows) == 0:
-            extras[key] = b"[]"
-        elif rows is not None:
-            arrays[key] = flat_rows(key, rows, lengths, dtype)
+    arrays, empty = optional_arrays(given, lengths, flat_rows)
     scores = np.asarray(given["scores"], np.float64)
     if scores.shape != (len(lengths),):
         raise GroupError(
@@ -125,12 +119,28 @@ def wire_group(
         tokens=flat_rows("tokens", given["tokens"], lengths, np.int32),
         masks=flat_rows("masks", given["masks"], lengths, np.int32),
         scores=scores,
-        extras=extras,
+        extras=extras | empty,
         env_id=given.get("env_id"),
         policy_version=version,
         group_id=given.get("group_id") if group_id is None else group_id,
         **arrays,
     )
+
+
+def optional_arrays(
+    given: Mapping[str, Any],
+    lengths: Ints,
+    flatten: Callable[[str, Any, Ints, Any], NDArray[Any]],
+) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """The arrays a group may have, by `flatten`; and as JSON those that are there and empty."""
+    arrays, empty = {}, {}
+    for key, dtype in OPTIONAL_ARRAYS.items():
+        rows = given.get(key)
+        if rows is not None and len(rows) == 0:
+            empty[key] = b"[]"
+        elif rows is not None:
+            arrays[key] = flatten(key, rows, lengths, dtype)
+    return arrays, empty
 
 
 def flat_rows(key: str, rows: Sequence[Any], lengths: Ints, dtype: Any) -> NDArray[Any]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 EnvKey = int | None
 Class = tuple[EnvKey, int]
@@ -31,7 +31,7 @@ class Minimum:
 
 
 def next_batch(
-    classes: Mapping[Class, Iterable[int]], batch_size: int, minima: Sequence[Minimum] = ()
+    classes: Mapping[Class, Collection[int]], batch_size: int, minima: Sequence[Minimum] = ()
 ) -> list[int] | None:
     """The queue's numbers of the next batch's groups, in its order, or None while there is none.
 
@@ -47,11 +47,14 @@ def next_batch(
 
 
 def _exact(
-    classes: Mapping[Class, Iterable[int]], largest: int, batch_size: int
+    classes: Mapping[Class, Collection[int]], largest: int, batch_size: int
 ) -> list[int] | None:
-    by_size: dict[int, list[Iterable[int]]] = defaultdict(list)
+    by_size: dict[int, list[Collection[int]]] = defaultdict(list)
     for (_, size), groups in classes.items():
         by_size[size].append(groups)
+    in_packs = (_in_packs(sum(map(len, queues)), size, largest) for size, queues in by_size.items())
+    if sum(in_packs) < batch_size:
+        return None
     packs = [
         _packs(heapq.merge(*queues), size, largest)
         for size, queues in by_size.items()
@@ -66,6 +69,11 @@ def _exact(
             if taken >= batch_size:
                 return batch if taken == batch_size else None
     return None
+
+
+def _in_packs(count: int, size: int, largest: int) -> int:
+    """Rows in the complete packs of so many groups."""
+    return 0 if largest % size else count * size // largest * largest
 
 
 def _packs(groups: Iterable[int], size: int, largest: int) -> Iterator[tuple[int, int, list[int]]]:
@@ -97,30 +105,28 @@ class _Draft:
 
 
 def _with_minima(
-    classes: Mapping[Class, Iterable[int]],
+    classes: Mapping[Class, Collection[int]],
     largest: int,
     batch_size: int,
     minima: Sequence[Minimum],
 ) -> list[int] | None:
-    packs = {
-        key: _packs(iter(groups), key[1], largest)
+    packable = {
+        key: groups
         for key, groups in classes.items()
-        if key[0] is not None and largest % key[1] == 0
+        if key[0] is not None and _in_packs(len(groups), key[1], largest)
     }
-    first = {key: next(found, None) for key, found in packs.items()}
     sizes: dict[EnvKey, list[int]] = defaultdict(list)
-    for (env_id, size), pack in first.items():
-        if pack is not None:
-            sizes[env_id].append(size)
+    for env_id, size in packable:
+        sizes[env_id].append(size)
     wanted = _wanted(minima, sizes, batch_size)
-    if wanted is None:
+    rows = sum(_in_packs(len(groups), size, largest) for (_, size), groups in packable.items())
+    if wanted is None or rows < batch_size:
         return None
     draft = _Draft(batch_size)
-    packable = [key for key, pack in first.items() if pack is not None]
-    for env_id, rows in wanted.items():
-        own = {key: classes[key] for key in packable if key[0] == env_id}
-        _fill_minimum(draft, own, largest, rows)
-    _fill_rest(draft, {key: classes[key] for key in packable}, largest)
+    for env_id, minimum in wanted.items():
+        own = {key: groups for key, groups in packable.items() if key[0] == env_id}
+        _fill_minimum(draft, own, largest, minimum)
+    _fill_rest(draft, packable, largest)
     return draft.groups if draft.left == 0 else None
 
 
@@ -145,7 +151,7 @@ def _wanted(
 
 
 def _fill_minimum(
-    draft: _Draft, classes: Mapping[Class, Iterable[int]], largest: int, rows: int
+    draft: _Draft, classes: Mapping[Class, Collection[int]], largest: int, rows: int
 ) -> None:
     """Take groups in the order their packs were completed in."""
     taken = 0
@@ -170,7 +176,7 @@ def _tagged(
         yield completed, key, pack
 
 
-def _fill_rest(draft: _Draft, classes: Mapping[Class, Iterable[int]], largest: int) -> None:
+def _fill_rest(draft: _Draft, classes: Mapping[Class, Collection[int]], largest: int) -> None:
     """Take what is left of the packs in the order of the queue."""
     heads = {
         key: _left_of_packs(groups, key, largest, draft.taken[key])

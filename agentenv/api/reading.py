@@ -20,12 +20,17 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from agentenv.api.checks import GroupExtras, check_group, check_packed_extras
 from agentenv.api.codec import CodecError, PackedGroup, decode_message, pack, packed_group, unpack
-from agentenv.api.group import GroupError, WireGroup, flat_rows
+from agentenv.api.group import (
+    OPTIONAL_ARRAYS,
+    GroupError,
+    WireGroup,
+    flat_rows,
+    optional_arrays,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_FLAT_KEYS = ("tokens", "masks", "scores", "inference_logprobs", "ref_logprobs", "advantages")
 _OTHER_KEYS = tuple(GroupExtras.model_fields)
 _GZIP = 16 + zlib.MAX_WBITS
 _MAX_DETAIL = 20
@@ -142,7 +147,7 @@ def read_json(data: bytes, limits: ReadLimits, *, many: bool) -> list[PackedGrou
     try:
         document = simdjson.Parser().parse(data)
         groups = _fast_groups(document, limits, many=many)
-    except (ValueError, TypeError, KeyError, RuntimeError, OverflowError):
+    except (ValueError, TypeError, KeyError, RuntimeError, OverflowError, AttributeError):
         groups = None  # unusual, or wrong: the slow way tells which
     return groups if groups is not None else _read_slowly(data, limits, many=many)
 
@@ -164,31 +169,18 @@ def _fast_group(entry: Any) -> WireGroup:
     keys = set(entry.keys())
     given = {key: _plain(entry[key]) for key in _OTHER_KEYS if key in keys}
     extras = GroupExtras.model_validate(given)
-    rows = list(entry["tokens"])
-    tokens = [_row(row, "i", np.int64) for row in rows]
-    lengths = np.array([len(row) for row in tokens], np.int32)
-    texts = extras.to_json()
-    arrays: dict[str, Any] = {}
-    for key, dtype in (
-        ("inference_logprobs", np.float32),
-        ("ref_logprobs", np.float32),
-        ("advantages", np.float64),
-    ):
-        value = entry[key] if key in keys else None
-        if value is None:
-            continue
-        if len(value) == 0:
-            texts[key] = b"[]"
-        else:
-            arrays[key] = _flat(key, [_row(row, "d", np.float64) for row in value], lengths, dtype)
+    rows = [_row(row, "i", np.int64) for row in entry["tokens"]]
+    lengths = np.array([len(row) for row in rows], np.int32)
+    tokens = _flat("tokens", rows, lengths, np.int32)
+    masks = _flat("masks", [_row(row, "i", np.int64) for row in entry["masks"]], lengths, np.int32)
+    optional = {key: entry[key] for key in OPTIONAL_ARRAYS if key in keys}
+    arrays, empty = optional_arrays(optional, lengths, _flat_doubles)
     return WireGroup(
         lengths=lengths,
-        tokens=_flat("tokens", tokens, lengths, np.int32),
-        masks=_flat(
-            "masks", [_row(row, "i", np.int64) for row in entry["masks"]], lengths, np.int32
-        ),
+        tokens=tokens,
+        masks=masks,
         scores=_row(entry["scores"], "d", np.float64),
-        extras=texts,
+        extras=extras.to_json() | empty,
         env_id=extras.env_id,
         policy_version=extras.policy_version,
         group_id=extras.group_id,
@@ -222,6 +214,10 @@ def _flat(key: str, rows: list[np.ndarray], lengths: Any, dtype: Any) -> Any:
         raise OverflowError(key)
     with np.errstate(over="ignore"):  # an infinity is refused by the checks
         return flat.astype(dtype, copy=False)
+
+
+def _flat_doubles(key: str, rows: Any, lengths: Any, dtype: Any) -> Any:
+    return _flat(key, [_row(row, "d", np.float64) for row in rows], lengths, dtype)
 
 
 # ---- the slow way ----
@@ -262,32 +258,29 @@ def _parse(data: bytes) -> Any:
 
 def _slow_group(group: _SlowGroup) -> WireGroup:
     lengths = np.array([len(row) for row in group.tokens], np.int32)
+    tokens = _integers("tokens", group.tokens, lengths)
+    masks = _integers("masks", group.masks, lengths)
     extras = group.to_json()
-    arrays: dict[str, Any] = {}
-    for key, dtype in (
-        ("inference_logprobs", np.float32),
-        ("ref_logprobs", np.float32),
-        ("advantages", np.float64),
-    ):
-        if (rows := getattr(group, key)) is None:
-            continue
-        if not rows or (key == "advantages" and not _aligned(rows, lengths)):
-            extras[key] = orjson.dumps(
-                rows
-            )  # misaligned advantages: `check_group` knows whether they matter
-        else:
-            arrays[key] = _flat(key, [np.array(row, np.float64) for row in rows], lengths, dtype)
+    optional = {key: getattr(group, key) for key in OPTIONAL_ARRAYS}
+    if optional["advantages"] and not _aligned(optional["advantages"], lengths):
+        # `check_group` knows whether it matters
+        extras["advantages"] = orjson.dumps(optional.pop("advantages"))
+    arrays, empty = optional_arrays(optional, lengths, _flat_lists)
     return WireGroup(
         lengths=lengths,
-        tokens=_integers("tokens", group.tokens, lengths),
-        masks=_integers("masks", group.masks, lengths),
+        tokens=tokens,
+        masks=masks,
         scores=np.array(group.scores, np.float64),
-        extras=extras,
+        extras=extras | empty,
         env_id=group.env_id,
         policy_version=group.policy_version,
         group_id=group.group_id,
         **arrays,
     )
+
+
+def _flat_lists(key: str, rows: list[list[float]], lengths: Any, dtype: Any) -> Any:
+    return _flat(key, [np.array(row, np.float64) for row in rows], lengths, dtype)
 
 
 def _aligned(rows: list[list[float]], lengths: Any) -> bool:

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from aiohttp import web
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
+from agentenv.api.checks import MAX_NAME_CHARS, is_name
 from agentenv.api.codec import CONTENT_TYPE
 from agentenv.api.http import (
     WORTH_A_THREAD,
@@ -60,9 +61,12 @@ DEFAULT_PORT = 8000
 SERVER_NAME = "agentenv"
 RETRY_AFTER_S = 5
 """What a sender is told when the queue is full."""
+_LEFT = 499
+"""Nobody reads it."""
+_SHUTDOWN_S = 1.0
+"""How long aiohttp waits for connections, once no call is under way any more."""
 _OPEN_PATHS = frozenset({"/health"})
 _JSON = "application/json"
-_MAX_CONSUMER_CHARS = 128
 _NO_EXAMPLE = (
     "tokens", "masks", "scores", "advantages", "ref_logprobs", "generation_params", "inference_logprobs", "messages",
     "images",
@@ -81,7 +85,7 @@ class AcknowledgeBody(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     batch_id: int
-    consumer: str = Field(min_length=1, max_length=_MAX_CONSUMER_CHARS)
+    consumer: str
 
 
 class TrajectoryServer:
@@ -152,8 +156,9 @@ class TrajectoryServer:
                 self.settings, request.headers.get("Host", ""), request.headers.get("Origin")
             )
             return await handler(request)
-        except ConnectionError:  # the caller left
-            raise
+        except ConnectionError as error:
+            logger.info("%s %s: the caller left: %s", request.method, request.path, error)
+            return web.Response(status=_LEFT)
         except Exception as error:  # noqa: BLE001 - whatever it is, the caller gets an answer
             return _failure(request, error)
         finally:
@@ -305,7 +310,7 @@ class TrajectoryServer:
             response = await self._send_batch(request, batch)
             whole = True
         finally:
-            await asyncio.shield(self.service.delivered(batch, whole=whole))
+            self.service.delivered(batch, whole=whole)
         return response
 
     async def _send_batch(self, request: web.Request, batch: Batch) -> web.StreamResponse:
@@ -360,10 +365,9 @@ def _failure(request: web.Request, error: Exception) -> web.Response:
 
 def _consumer(request: web.Request) -> str | None:
     consumer = request.query.get("consumer")
-    if consumer is not None and not 0 < len(consumer) <= _MAX_CONSUMER_CHARS:
-        raise InvalidBodyError.of(
-            "value_error", ("consumer",), f"must have 1 to {_MAX_CONSUMER_CHARS} characters"
-        )
+    if consumer is not None and not is_name(consumer):
+        rule = f"must be 1 to {MAX_NAME_CHARS} printable characters"
+        raise InvalidBodyError.of("value_error", ("consumer",), rule)
     return consumer
 
 
@@ -381,11 +385,7 @@ async def serving_api(server: TrajectoryServer) -> AsyncIterator[str]:
         raise
     # Bodies arrive packed: unpacking happens in threads, and is bounded.
     runner = web.AppRunner(
-        server.application(),
-        access_log=None,
-        auto_decompress=False,
-        handle_signals=False,
-        shutdown_timeout=1.0,
+        server.application(), access_log=None, auto_decompress=False, shutdown_timeout=_SHUTDOWN_S
     )
     try:
         await runner.setup()

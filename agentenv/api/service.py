@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
@@ -32,6 +33,7 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 _THREADS = 4
+_CHUNK_BYTES = 200_000
 _SWEEPS = 4
 """How often, within the time an environment may be silent, silence is looked for."""
 
@@ -177,35 +179,36 @@ class TrajectoryService:
         """Let go of a batch. Raises `UnknownBatchError`, `LostLeaseError`."""
         await self._commit(self._state.acknowledge(batch_id, consumer))
 
-    async def delivered(self, batch: Batch, *, whole: bool) -> None:
-        """A client that does not acknowledge has its batch, or left before it had."""
-        await self._commit(
-            self._state.delivered(batch) if whole else self._state.undelivered(batch)
-        )
+    def delivered(self, batch: Batch, *, whole: bool) -> None:
+        """A client that does not acknowledge has its batch, or left before it had.
+
+        Nobody waits for the commit: were it lost, the batch would be handed out once more.
+        """
+        state = self._state
+        change = state.delivered(batch) if whole else state.undelivered(batch)
+        self._store.submit(change.statements)
 
     async def batch_pieces(self, batch: Batch, *, binary: bool) -> AsyncIterator[bytes]:
-        """A batch in pieces, a group at a time, so that no more than one is in memory unpacked."""
+        """A batch in pieces of a group or some small ones, so that little of it is in memory unpacked."""
         about = {"batch_id": batch.batch_id, "step": batch.step}
         yield message_start(about, len(batch.entries)) if binary else b'{"batch":['
-        pieces = self._binary_pieces(batch.entries) if binary else self._json_pieces(batch.entries)
-        while piece := await self.in_thread(lambda: next(pieces, b"")):
-            yield piece
+        separator = b""
+        for entries in _chunks(batch.entries):
+            yield separator + await self.in_thread(partial(self._piece, entries, binary=binary))
+            separator = b"" if binary else b","
         if not binary:
             known = b',"batch_id":%d,"step":%d' % (batch.batch_id, batch.step)
             yield b"]" + (known if batch.consumer is not None else b"") + b"}"
 
-    def _binary_pieces(self, entries: Sequence[Entry]) -> Iterator[bytes]:
-        for entry in entries:
-            for body in self._store.bodies([entry.seq]):
-                yield frame(entry, body)
-
-    def _json_pieces(self, entries: Sequence[Entry]) -> Iterator[bytes]:
-        separator = b""
-        for entry in entries:
-            for body in self._store.bodies([entry.seq]):
-                packed = PackedGroup(body, entry.rows, entry.env_id, entry.policy_version)
-                yield separator + group_json(packed)
-                separator = b","
+    def _piece(self, entries: Sequence[Entry], *, binary: bool) -> bytes:
+        bodies = self._store.bodies([entry.seq for entry in entries])
+        pairs = zip(entries, bodies, strict=True)
+        if binary:
+            return b"".join(frame(entry, body) for entry, body in pairs)
+        return b",".join(
+            group_json(PackedGroup(body, entry.rows, entry.env_id, entry.policy_version))
+            for entry, body in pairs
+        )
 
     # ---- machinery ----
 
@@ -247,6 +250,20 @@ class TrajectoryService:
                         self.settings.env_timeout_s,
                     )
                     self._store.submit(self._state.expire(env).statements)
+
+
+def _chunks(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
+    """Neighbours, as many as are worth one hop to a thread."""
+    chunk: list[Entry] = []
+    size = 0
+    for entry in entries:
+        if chunk and size + entry.size > _CHUNK_BYTES:
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(entry)
+        size += entry.size
+    if chunk:
+        yield chunk
 
 
 def _database(data: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -68,15 +69,16 @@ class Transport:
         """
         if body is not None and not isinstance(body, bytes):
             body, headers = orjson.dumps(body), {"Content-Type": "application/json"}
+        data = None if body is None else io.BytesIO(body)  # large bytes would be sent in one go
         url = f"{self._base_url}{path}"
         try:
             async with self._open().request(
-                method, url, data=body, headers=headers, params=query, allow_redirects=False
+                method, url, data=data, headers=headers, params=query, allow_redirects=False
             ) as response:
-                data = await response.read()
+                answer = await response.read()
                 if response.status >= 300:
-                    raise _failure(method, url, response, data)
-                return response.content_type, data
+                    raise _failure(method, url, response, answer)
+                return response.content_type, answer
         except TimeoutError as error:
             raise ApiUnreachableError(
                 f"{method} {url}: no answer within {self._timeout_s:g}s"

@@ -34,7 +34,8 @@ class PauseGate:
         self._idle.set()
         self._since: float | None = None
         self._before_s = 0.0
-        self._turns: set[asyncio.Timeout] = set()
+        self._turns = 0
+        self._deadlines: set[asyncio.Timeout] = set()
 
     @property
     def paused(self) -> bool:
@@ -76,20 +77,27 @@ class PauseGate:
         await self._idle.wait()
 
     @asynccontextmanager
-    async def turn(self, seconds: float) -> AsyncIterator[asyncio.Timeout]:
-        """Bound one turn to `seconds`, not counting what it spends in pauses. Begin it when `wait` has returned.
-
-        Raises `TimeoutError` as `asyncio.timeout` does, whose object it gives.
-        """
+    async def timeout(self, seconds: float | None) -> AsyncIterator[asyncio.Timeout]:
+        """`asyncio.timeout` that counts no pauses, each up to `limit_s`. Gives the same object, raises the same."""
         async with asyncio.timeout(seconds) as deadline:
-            self._turns.add(deadline)
-            self._idle.clear()
-            if self.paused:
-                _shift(deadline, self.limit_s)
+            self._deadlines.add(deadline)
+            if self._since is not None:
+                _shift(deadline, max(0.0, self.limit_s - (time.monotonic() - self._since)))
             try:
                 yield deadline
             finally:
-                self._turns.discard(deadline)
+                self._deadlines.discard(deadline)
+
+    @asynccontextmanager
+    async def turn(self, seconds: float) -> AsyncIterator[asyncio.Timeout]:
+        """Bound one turn, as `timeout` does; `drained` waits for it. Begin it when `wait` has returned."""
+        async with self.timeout(seconds) as deadline:
+            self._turns += 1
+            self._idle.clear()
+            try:
+                yield deadline
+            finally:
+                self._turns -= 1
                 if not self._turns:
                     self._idle.set()
 
@@ -106,7 +114,7 @@ class PauseGate:
             ) from error
 
     def _shift_deadlines(self, seconds: float) -> None:
-        for deadline in self._turns:
+        for deadline in self._deadlines:
             _shift(deadline, seconds)
 
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _FILE = re.compile(r"step-(\d{1,18})\.json")
+_BESIDE = "agentenv"
+"""The key under which `beside` stands in a file."""
 _UNSAFE = re.compile(r"[^\w.-]|^\.+")
 
 
@@ -35,7 +37,7 @@ class Checkpoints:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.beside: dict[str, Any] = {}
-        """What is kept in each file beside the state."""
+        """What is kept in each file beside the state; after `load`, what was there."""
         self._read_from = folder
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
         self._writing: dict[int, Future[None]] = {}
@@ -44,7 +46,7 @@ class Checkpoints:
         """Keep `state`, which must be JSON. Raises `CheckpointError` for what JSON does not know."""
         target = self.folder / f"step-{step}.json"
         try:
-            content = json.dumps({**state, **self.beside}, allow_nan=False).encode()
+            content = json.dumps({**state, **self._beside()}, allow_nan=False).encode()
         except (TypeError, ValueError, RecursionError) as error:
             raise CheckpointError(
                 f"{target}: the environment's state is no JSON: {error}"
@@ -77,9 +79,12 @@ class Checkpoints:
         problem: CheckpointError | None = None
         for step in steps:
             try:
-                return step, _read(self._read_from / f"step-{step}.json")
+                state = _read(self._read_from / f"step-{step}.json")
             except CheckpointError as error:
                 problem = problem or error
+            else:
+                self.beside = state.pop(_BESIDE, None) or {}
+                return step, state
         if problem is not None:
             raise problem
         return None
@@ -90,6 +95,9 @@ class Checkpoints:
             return []
         found = (_FILE.fullmatch(entry.name) for entry in self._read_from.iterdir())
         return [int(match[1]) for match in found if match]
+
+    def _beside(self) -> dict[str, Any]:
+        return {_BESIDE: self.beside} if self.beside else {}
 
     def close(self) -> None:
         """End the thread, when it has written what it was given."""

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 IDENTITY_FILE = "serve.json"
-CURRICULUM = "agentenv_curriculum"
-"""The key of a checkpoint under which the curriculum's state stands, beside the environment's own."""
+CURRICULUM = "curriculum"
+"""The curriculum's state stands under this name beside the environment's own."""
 
 
 class Memory:
@@ -85,9 +85,8 @@ class Memory:
             )
             self._checkpoints.found_in(self._earlier)
         self._env.load_checkpoint()
-        found = self._checkpoints.load(step)
-        if found is not None and CURRICULUM in found[1]:
-            collector.items.curriculum.restore(found[1][CURRICULUM])
+        if self._checkpoints.load(step) is not None and CURRICULUM in self._checkpoints.beside:
+            collector.items.curriculum.restore(self._checkpoints.beside[CURRICULUM])
 
     async def save(self, step: int) -> None:
         """Keep a checkpoint. What fails is logged and counted: training goes on without it."""

@@ -41,6 +41,7 @@ class Outbox:
         self._on_refused = on_refused
         self._retry_s = retry_s
         self._changed = asyncio.Condition()
+        self._bounded = True
 
     @property
     def pending(self) -> int:
@@ -54,8 +55,14 @@ class Outbox:
         """
         record = await asyncio.to_thread(encode, group)
         async with self._changed:
-            await self._changed.wait_for(lambda: self._spool.has_room)
+            await self._changed.wait_for(lambda: self._spool.has_room or not self._bounded)
             await self._spool.put(record)
+            self._changed.notify_all()
+
+    async def lift_bound(self) -> None:
+        """Keep what still comes, however much that is: nothing new is being collected."""
+        async with self._changed:
+            self._bounded = False
             self._changed.notify_all()
 
     async def run(self) -> None:

@@ -33,6 +33,7 @@ from agentenv.serve.outbox import Outbox
 from agentenv.serve.reports import Reports
 from agentenv.serve.session import TrainerSession
 from agentenv.serve.spool import Spool
+from agentenv.serve.wandb_metrics import require_wandb
 from agentenv.stopping import StopRequests, side_by_side
 
 if TYPE_CHECKING:
@@ -77,6 +78,8 @@ async def serve(
     Raises what `setup` and `get_next_item` raise, `RunDirectoryError`, `ConfigError` where trainer and environment do
     not fit, and what the server refuses at the start.
     """
+    if env.config.use_wandb:
+        require_wandb()
     memory = await Memory.open(directory.path, env)
     spool = await Spool.open(directory.path / SPOOL_FOLDER, max_bytes=env.config.spool_max_mb * _MB)
     serving = _Serving(env, link, directory, progress or QuietProgress(), memory, spool, poll_s)
@@ -140,7 +143,9 @@ class _Serving:
         self._total_steps = config.total_steps
         self._status: EnvStatus | None = None
         self._heard = asyncio.Event()
+        self._lifting: asyncio.Task[None] | None = None
         self._session.on_look = self._look
+        self._session.on_rejoin = self._fit
         self._sent = self._sent_at_look = self._sent_in_status = self._in_hand = 0
         self._started_before = 0
         self._dropped: Counter[str] = Counter()
@@ -194,8 +199,8 @@ class _Serving:
                 f"env.group_size={config.group_size} is over the trainer's batch_size={info.batch_size}: no group "
                 f"would fit a batch"
             )
-        if config.total_steps < 0:
-            self._total_steps = self._session.joined.num_steps
+        chosen = config.total_steps
+        self._total_steps = chosen if chosen >= 0 else self._session.joined.num_steps
         if self._total_steps < 0:
             raise ConfigError(
                 "env.total_steps=-1 leaves the number of steps to the trainer, which registered none; set it"
@@ -213,7 +218,7 @@ class _Serving:
         self._collector = collector = self._new_collector()
         self._memory.restore(collector, self._session.joined.starting_step)
         self._progress.started(self.env.runtime.backend.stats)
-        requests.on_stop = lambda: collector.stop(STOP_GRACE_S)
+        requests.on_stop = self._stop
         async with LagMonitor() as lag:
             try:
                 async with collector:
@@ -222,7 +227,14 @@ class _Serving:
                         await self._keep(collected)
             finally:
                 self._progress.ended(loop_lag_p99_s=lag.p99_s)
+        logger.info("collection has ended at step %d of %d", self._step, self._total_steps)
         await self._wind_up()
+
+    def _stop(self) -> None:
+        """What the first signal does."""
+        assert self._collector is not None, "set before this is"
+        self._collector.stop(STOP_GRACE_S)
+        self._lifting = asyncio.create_task(self._outbox.lift_bound())
 
     async def _wind_up(self) -> None:
         """After the last group: send what can be sent, keep the state."""
@@ -251,13 +263,16 @@ class _Serving:
         rules: list[GroupFilter] = [_RightSize(config.group_size)]
         if config.ensure_scores_are_not_same:
             rules.append(equal_scores)
-        rules.append(TooLong(self._session.info.max_token_len))
+        rules.append(self._too_long)
         rules += [load_filter(path) for path in config.group_filters]
         filters = GroupFilters(rules)
         collector = Collector(self.env, settings, progress=self._progress, filters=filters)
         collector.on_attempt = self._reports.measured.group_ended
         collector.admits = self._admits
         return collector
+
+    def _too_long(self, group: ScoredDataGroup, /) -> str | None:
+        return TooLong(self._session.info.max_token_len)(group)  # a later trainer's may differ
 
     # ------------------------------------------------------------------------------------------ groups
 
@@ -353,7 +368,6 @@ class _Serving:
         self.env.runtime.weigh(status.env_weight)
         self._pause_or_resume(collector, paused=status.paused)
         if self._limit.is_finished(_queue(status), self._total_steps):
-            logger.info("the trainer has enough groups for its %d steps", self._total_steps)
             collector.stop()
         most = self._evaluations.workers(self.env.workers)
         collector.limit = self._limit.groups(_queue(status, self._unseen), most)

@@ -63,8 +63,10 @@ class TrainerSession:
         self._away_since: float | None = None
         self.on_look: Callable[[], None] = lambda: None
         """Called before each time the server is asked how things stand."""
+        self.on_rejoin: Callable[[], None] = lambda: None
+        """Called when it had to join again: the trainer may be another one, with other wishes."""
         self.rejoined = 0
-        """How often it had to join again."""
+        """How often that was."""
 
     @property
     def joined(self) -> EnvRegistered:
@@ -171,6 +173,7 @@ class TrainerSession:
             self._note_away(error)
             return
         self.rejoined += 1
+        self.on_rejoin()
         self._note_present()
 
     def _note_away(self, error: Exception) -> None:

@@ -18,11 +18,18 @@ if TYPE_CHECKING:
 
 def require_wandb() -> None:
     """Raise `ConfigError` where the library is missing. Imports nothing."""
-    if find_spec("wandb") is None:
+    if not _is_there():
         raise ConfigError(
             "env.use_wandb is true, but wandb is not installed: install the extra `wandb`, or set it to false "
             "(metrics are in metrics.jsonl either way)"
         )
+
+
+def _is_there() -> bool:
+    try:
+        return find_spec("wandb") is not None
+    except ValueError:  # something stands in its place that is no module
+        return False
 
 
 class WandbMetrics:

@@ -169,15 +169,15 @@ async def take_some(collector: Collector, count: int) -> list[Any]:
         return [await collector.take() for _ in range(count)]
 
 
-async def test_a_pause_does_not_count_against_a_groups_time():
+async def test_a_pause_of_the_policy_does_not_count_against_a_groups_time():
     paused, clock = await gated(), await gated()
     settings = CollectorSettings(workers=1, worker_timeout_s=0.1)
-    async with Collector(paused, settings) as collector, Collector(clock, settings):
+    async with Collector(paused, settings), Collector(clock, settings):
         await until(lambda: len(paused.started) == 1)
-        collector.pause()
+        paused.runtime.gate.pause()
         await until(lambda: len(clock.started) == 3)
         assert (paused.started, paused.ended) == ([0], [])
-        collector.resume()
+        paused.runtime.gate.resume()
         await until(lambda: len(paused.started) == 2)
     await paused.shutdown()
     await clock.shutdown()

@@ -8,7 +8,6 @@ import pytest
 
 from agentenv import (
     AgentEnvError,
-    ConfigError,
     NotStartedError,
     Outcome,
     PolicyError,
@@ -237,11 +236,6 @@ async def test_a_policy_without_tokens_is_refused_for_training_and_runs_agents()
     assert [message["role"] for message in first.messages] == ["system", "user"]
     assert "<tools>" in first.messages[0]["content"]
     assert "<tool_response>" in second.messages[-1]["content"]
-
-
-async def test_serving_a_trainer_is_refused_in_words():
-    with pytest.raises(ConfigError, match="not part of this version"):
-        await make_env().env_manager()
 
 
 async def test_commands_of_the_agent_start_where_its_config_says():

@@ -144,10 +144,9 @@ def test_evaluate_says_when_there_are_none(capsys):
     assert "returned no metrics" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments", [["serve"], ["serve", "--env.group_size", "2"]])
-def test_serve_does_not_pretend(arguments, capsys):
-    assert run_cli(CliEnv, arguments) == 1
-    assert "does not exist yet" in capsys.readouterr().err
+def test_serve_refuses_a_trainer_it_cannot_reach_by_address(capsys):
+    assert run_cli(CliEnv, ["serve", "--env.rollout_server_url", "localhost:8000"]) == 2
+    assert "http://" in capsys.readouterr().err
 
 
 def test_report_is_built_again_from_what_is_there(capsys):
@@ -230,7 +229,7 @@ def test_help_of_the_program_names_its_commands(capsys):
         main(["--help"])
     assert caught.value.code == 0
     shown = capsys.readouterr().out
-    for command in ("process", "evaluate", "serve", "doctor", "report", "not available yet"):
+    for command in ("process", "evaluate", "serve", "doctor", "report"):
         assert command in shown
 
 

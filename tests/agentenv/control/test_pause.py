@@ -135,6 +135,23 @@ async def test_a_pause_stops_the_clock_of_a_turn_under_way():
         assert moved - planned == pytest.approx(gate.paused_s, abs=1e-6)
 
 
+async def test_a_deadline_that_begins_in_a_pause_leaves_the_pause_out_too():
+    gate = PauseGate(limit_s=100.0)
+    gate.pause()
+    await settle()
+    now = asyncio.get_running_loop().time
+    began = now()
+    async with gate.timeout(5.0) as deadline:
+        gate.resume()
+        moved = deadline.when()
+        assert moved is not None
+        assert began + 5.0 <= moved <= now() + 5.0
+    async with gate.timeout(None) as never:
+        gate.pause()
+        gate.resume()
+        assert never.when() is None
+
+
 async def test_a_turn_that_is_stuck_in_a_pause_without_end_still_ends():
     gate = PauseGate(limit_s=0.01)
 

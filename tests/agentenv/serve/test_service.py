@@ -3,6 +3,9 @@
 import asyncio
 import contextlib
 import json
+import os
+import signal
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -11,7 +14,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from agentenv import ConfigError, Item
+from agentenv import AgentEnvError, ConfigError, Item
 from agentenv.api.registry import EnvRegistration
 from agentenv.run.directory import RunDirectory, read_groups
 from agentenv.run.progress import QuietProgress
@@ -35,6 +38,7 @@ class Running:
     path: Path
     progress: QuietProgress = field(default_factory=QuietProgress)
     totals: dict[str, Any] = field(default_factory=dict)
+    handle_signals: bool = False
     _task: asyncio.Task[None] | None = None
 
     @property
@@ -50,7 +54,7 @@ class Running:
                 self.link,
                 directory,
                 progress=self.progress,
-                handle_signals=False,
+                handle_signals=self.handle_signals,
                 poll_s=0.005,
             )
         finally:
@@ -87,8 +91,10 @@ def mixed(**config: Any) -> MixedEnv:
 
 
 @asynccontextmanager
-async def serving(env: EchoEnv, link: FakeLink, path: Path) -> AsyncIterator[Running]:
-    running = Running(env, link, path)
+async def serving(
+    env: EchoEnv, link: FakeLink, path: Path, *, handle_signals: bool = False
+) -> AsyncIterator[Running]:
+    running = Running(env, link, path, handle_signals=handle_signals)
     assert not running.task.done()
     try:
         yield running
@@ -368,6 +374,30 @@ async def test_a_restart_goes_on_where_the_checkpoint_says(tmp_path: Path):
     assert json.loads((folder / "step-2.json").read_bytes())["next_item"] == kept
 
 
+async def test_the_curriculum_remembers_over_a_restart_and_the_environment_sees_none_of_it(
+    tmp_path: Path,
+):
+    curriculum = {"type": "by_success", "lookahead": 2, "key": f"{__name__}:only_key"}
+    link = FakeLink(batch_size=4, checkpoint_interval=1)
+    async with serving(mixed(curriculum=curriculum), link, tmp_path):
+        await fill(link)
+        file = tmp_path / "env_checkpoints/echo_0/step-1.json"
+        await until(file.exists)
+    kept = json.loads(file.read_bytes())
+    assert list(kept) == ["agentenv"]
+    (key, _, trajectories) = kept["agentenv"]["curriculum"]["counts"][0]
+    assert (key, trajectories > 0) == ("the only one", True)
+    again = mixed(curriculum=curriculum)
+    before = len(link.groups)
+    async with serving(again, link, tmp_path):
+        await until(lambda: len(link.groups) > before or link.train())
+    assert not hasattr(again, "agentenv")
+
+
+def only_key(item: Item) -> str:
+    return "the only one"
+
+
 async def test_metrics_bear_the_documented_names(tmp_path: Path):
     class Logging(MixedEnv):
         async def wandb_log(self, wandb_metrics: dict[str, Any] | None = None) -> None:
@@ -452,3 +482,75 @@ async def test_admission_keeps_every_group_fresh_enough(tmp_path: Path):
             assert group.policy_version is not None
             assert handed_out - group.policy_version <= 1
         assert not running.progress.counters.retries
+
+
+async def test_the_first_signal_sends_what_is_finished_keeps_a_checkpoint_and_says_goodbye(
+    tmp_path: Path,
+):
+    env, link = made(Positioned), FakeLink(batch_size=40)
+    async with serving(env, link, tmp_path, handle_signals=True) as running:
+        await until(lambda: len(link.groups) >= 3)
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.wait_for(running.task, 30)
+    assert (
+        len(link.groups) == running.totals["groups_sent"] == (running.progress.counters.groups_done)
+    )
+    assert link.left == [0]
+    assert (tmp_path / "env_checkpoints/echo_0/step-0.json").exists()
+
+
+async def test_the_second_signal_ends_groups_that_hang(tmp_path: Path):
+    class Hanging(MixedEnv):
+        async def collect_trajectories(self, item: Item) -> Any:
+            self.hanging = True
+            await asyncio.Event().wait()
+
+    env, link = made(Hanging), FakeLink()
+    async with serving(env, link, tmp_path, handle_signals=True) as running:
+        await until(lambda: getattr(env, "hanging", False))
+        os.kill(os.getpid(), signal.SIGINT)
+        await asyncio.sleep(0)
+        os.kill(os.getpid(), signal.SIGINT)
+        await asyncio.wait_for(running.task, 30)
+    assert link.left == [0]
+
+
+async def test_one_signal_ends_the_wait_for_a_trainer(tmp_path: Path):
+    env, link = mixed(), FakeLink(started=False)
+    async with serving(env, link, tmp_path, handle_signals=True) as running:
+        await asyncio.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+        await asyncio.wait_for(running.task, 30)
+    assert not policy_of(env).started
+
+
+async def test_a_stop_while_the_server_is_away_keeps_everything_for_the_next_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("agentenv.serve.service.STOP_GRACE_S", 0.3)
+    env, link = mixed(spool_max_mb=1), FakeLink(batch_size=40)
+    async with serving(env, link, tmp_path, handle_signals=True) as running:
+        await until(lambda: link.groups)
+        link.away = True
+        await until(lambda: running.progress.counters.groups_done >= len(link.groups) + 3)
+        os.kill(os.getpid(), signal.SIGINT)
+        await asyncio.wait_for(running.task, 30)
+    assert running.totals["groups_kept_on_disk"] >= 3
+    done = running.progress.counters.groups_done
+    assert running.totals["groups_sent"] + running.totals["groups_kept_on_disk"] == done
+
+
+async def test_a_state_that_would_replace_machinery_is_refused():
+    env = mixed()
+    env.restore_state({"next_item": 4, "mine": [1]})
+    assert (env.next_item, env.mine) == (4, [1])  # type: ignore[attr-defined]
+    with pytest.raises(AgentEnvError, match="setup"):
+        env.restore_state({"setup": 1})
+
+
+async def test_a_run_that_cannot_report_where_it_should_is_refused_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ConfigError, match="wandb"):
+        await Running(mixed(use_wandb=True), FakeLink(), tmp_path).run()
