@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import orjson
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from agentenv.api.group import JSON_KEYS, OPTIONAL_ARRAYS, UNTRAINED, GroupError, WireGroup
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-MAX_GROUP_ID_CHARS = 128
+MAX_NAME_CHARS = 128
 _MAX_ID = 2**31 - 1
 
 
@@ -31,7 +31,7 @@ class GroupExtras(BaseModel):
     overrides: list[dict[str, Any]] | None = None
     group_overrides: dict[str, Any] | None = None
     images: Any = None
-    env_id: int | None = None
+    env_id: int | None = Field(default=None, ge=-_MAX_ID, le=_MAX_ID)
     distill_token_ids: list[list[list[int]]] | None = None
     distill_logprobs: list[list[list[float]]] | None = None
     policy_version: int | None = None
@@ -64,6 +64,11 @@ def _dumps(key: str, value: Any) -> bytes:
         raise GroupError((key,), f"cannot be kept as JSON: {error}") from None
 
 
+def is_name(text: str) -> bool:
+    """Whether a text may be a consumer's name or a group's id."""
+    return 0 < len(text) <= MAX_NAME_CHARS and text.isprintable()
+
+
 def check_group(group: WireGroup, *, misaligned_advantages: bool = False) -> None:
     """Raises `GroupError` for a group that would spoil a batch, naming the first value that does.
 
@@ -90,14 +95,16 @@ def check_group(group: WireGroup, *, misaligned_advantages: bool = False) -> Non
 def _check_extras(group: WireGroup, *, misaligned_advantages: bool) -> None:
     if (version := group.policy_version) is not None and not 0 <= version <= 2**53:
         raise GroupError(("policy_version",), f"is {version}; must be a step, 0 or more")
-    if len(group.group_id or "") > MAX_GROUP_ID_CHARS:
-        raise GroupError(("group_id",), f"may have at most {MAX_GROUP_ID_CHARS} characters")
+    if group.group_id is not None and not is_name(group.group_id):
+        raise GroupError(("group_id",), f"must be 1 to {MAX_NAME_CHARS} printable characters")
     if (overrides := group.extras.get("overrides", b"[]")) != b"[]":
         found = len(orjson.loads(overrides))
         _same("overrides", found, group.rows, "rows in tokens")
     for key in OPTIONAL_ARRAYS:
         lenient = key == "advantages" and (misaligned_advantages or _all_sft(group))
-        if group.extras.get(key, b"[]") != b"[]" and not lenient:
+        empty = getattr(group, key) is None and group.extras.get(key, b"[]") == b"[]"
+        aligned = getattr(group, key) is not None and key not in group.extras
+        if not empty and not aligned and not lenient:
             raise GroupError((key,), "must have as many rows as tokens, each as long")
 
 

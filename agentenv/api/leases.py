@@ -43,6 +43,9 @@ class Leases:
         self._open: OrderedDict[int, Batch] = OrderedDict()
         self._done: OrderedDict[int, Batch] = OrderedDict()
 
+        self.bytes = 0
+        """Of the groups in open batches."""
+
     def __len__(self) -> int:
         return len(self._open)
 
@@ -51,18 +54,17 @@ class Leases:
         """Batches that are not acknowledged, oldest first."""
         return list(self._open.values())
 
-    @property
-    def bytes(self) -> int:
-        """Of the groups in them."""
-        return sum(entry.size for batch in self._open.values() for entry in batch.entries)
-
     def restore(self, batch: Batch) -> None:
         """Put a batch back after a restart."""
-        (self._done if batch.acknowledged else self._open)[batch.batch_id] = batch
+        if batch.acknowledged:
+            self._done[batch.batch_id] = batch
+        else:
+            self.add(batch)
 
     def add(self, batch: Batch) -> None:
         """A new batch is handed out."""
         self._open[batch.batch_id] = batch
+        self.bytes += _bytes(batch)
 
     def again(self, consumer: str | None, now: float, deadline: float) -> Batch | None:
         """The batch a consumer gets instead of a new one: its own, or one whose lease has ended."""
@@ -90,7 +92,7 @@ class Leases:
             )
         if batch.acknowledged:
             return batch, False
-        del self._open[batch_id]
+        self._remove(batch)
         self._done[batch_id] = replace(batch, entries=(), acknowledged=True)
         return batch, True
 
@@ -105,8 +107,12 @@ class Leases:
         """Take an open batch out without remembering it, unless somebody else has it by now."""
         if self._open.get(batch.batch_id) is not batch:
             return False
-        del self._open[batch.batch_id]
+        self._remove(batch)
         return True
+
+    def _remove(self, batch: Batch) -> None:
+        del self._open[batch.batch_id]
+        self.bytes -= _bytes(batch)
 
     def forget_old(self) -> list[int]:
         """Forget the oldest acknowledged batches over the limit; returns which."""
@@ -118,3 +124,7 @@ class Leases:
     def done(self, batch_id: int) -> Batch:
         """An acknowledged batch as it is kept."""
         return self._done[batch_id]
+
+
+def _bytes(batch: Batch) -> int:
+    return sum(entry.size for entry in batch.entries)

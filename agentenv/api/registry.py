@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from agentenv.api.packing import Minimum
 
 MIN_ENV_WEIGHT = 0.01
+MAX_GROUP_SIZE = 1 << 20
+_MAX_WHOLE = 1 << 53
+Whole = Annotated[int, Field(ge=-_MAX_WHOLE, le=_MAX_WHOLE)]
+"""A number that survives every reader of JSON."""
 
 
 class TrainerRegistration(BaseModel):
@@ -19,24 +23,24 @@ class TrainerRegistration(BaseModel):
 
     wandb_group: str
     wandb_project: str
-    batch_size: int
+    batch_size: Whole
     """Rows of a batch."""
-    max_token_len: int
+    max_token_len: Whole
     checkpoint_dir: str
-    save_checkpoint_interval: int
-    starting_step: int
-    num_steps: int
+    save_checkpoint_interval: Whole
+    starting_step: Whole
+    num_steps: Whole
 
 
 class EnvRegistration(BaseModel):
     """What an environment tells."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
-    max_token_length: int
+    max_token_length: Whole
     desired_name: str
     weight: float
-    group_size: int
+    group_size: int = Field(ge=1, le=MAX_GROUP_SIZE)
     min_batch_allocation: float | None = None
     """The fraction of each batch it is to have, at least."""
     instance: str | None = None

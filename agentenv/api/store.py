@@ -173,10 +173,10 @@ class Store:
                 else:
                     connection.executemany(statement.sql, statement.many)
             connection.execute("commit")
-        except (sqlite3.Error, OverflowError) as error:
+        except Exception as error:  # noqa: BLE001 - of values SQLite cannot hold, too
             with suppress(sqlite3.Error):  # sqlite itself rolls back after some errors
                 connection.execute("rollback")
-            logger.exception("%s cannot be written", self.path)
+            logger.warning("%s cannot be written: %s", self.path, error)
             return str(error)
         return None
 

@@ -1,5 +1,6 @@
 import gzip
 import json
+import random
 from typing import Any
 
 import pytest
@@ -131,6 +132,9 @@ BAD: list[tuple[dict[str, Any], list[str | int]]] = [
     ({"messages": [{"role": "user", "content": ""}]}, ["messages", 0]),
     ({"env_id": "x"}, ["env_id"]),
     ({"env_id": [1]}, ["env_id"]),
+    ({"env_id": 2**40}, ["env_id"]),
+    ({"images": "\ud800"}, ["images"]),
+    ({"group_id": "\ud800"}, ["group_id"]),
     ({"policy_version": -1}, ["policy_version"]),
     ({"group_id": "x" * 500}, ["group_id"]),
 ]  # fmt: skip
@@ -207,3 +211,42 @@ def test_gzip_of_several_members_is_read_up_to_a_limit():
 def test_broken_gzip_is_refused(data):
     with pytest.raises(InvalidGzipError):
         inflate(data, 1_000)
+
+
+VALUES: list[Any] = [
+    None, [], {}, "x", "1", 1, 1.0, True, -1, -100, 2**31, 2**64, 1e300, NAN, INFINITY, [[]], [[1]], [None], "\ud800",
+]  # fmt: skip
+
+
+def spoil(value: Any, draw: random.Random) -> None:
+    """Change one place of a JSON value, at any depth."""
+    while True:
+        places = list(value) if isinstance(value, dict) else list(range(len(value)))
+        if not places:
+            return
+        place = draw.choice(places)
+        if not isinstance(value[place], dict | list) or draw.random() < 0.3:
+            break
+        value = value[place]
+    if draw.random() < 0.2:
+        del value[place]
+    else:
+        value[place] = draw.choice(VALUES)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_body_spoilt_anywhere_is_read_whole_or_refused_and_never_worse(seed: int):
+    draw = random.Random(seed)
+    for _ in range(300):
+        group = json.loads(json.dumps(FULL))
+        spoil(group, draw)
+        body = json.dumps(group).encode()
+        if draw.random() < 0.3:
+            at = draw.randrange(len(body))
+            body = body[:at] + bytes([draw.randrange(256)]) + body[at + 1 :]
+        try:
+            (packed,) = read_json(body, LIMITS, many=False)
+        except InvalidBodyError:
+            continue
+        assert len(json.loads(group_json(packed))["tokens"]) == packed.rows
+        assert read_message(encode_message([packed]), LIMITS)

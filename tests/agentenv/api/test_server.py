@@ -1,3 +1,4 @@
+import asyncio
 import gzip
 import json
 
@@ -149,6 +150,23 @@ async def test_a_weight_that_makes_no_sense_breaks_nothing():
         assert (await api.get("/status-env", {"env_id": env_id}))["env_weight"] == 1.0
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"group_size": 0},
+        {"group_size": 2**40},
+        {"weight": float("nan")},
+        {"max_token_length": 10**400},
+        {"desired_name": None},
+    ],
+)
+async def test_an_environment_whose_numbers_make_no_sense_is_refused(wrong: dict[str, object]):
+    async with served() as api:
+        await api.start_training()
+        answer = await api.call("POST", "/register-env", env_registration(**wrong))
+        assert answer.status == 422
+
+
 async def test_an_unknown_environment_is_told_so():
     async with served() as api:
         answer = await api.call("GET", "/status-env", {"env_id": 3})
@@ -281,6 +299,24 @@ async def test_a_batch_whose_lease_has_ended_goes_to_another_and_the_first_is_re
         assert (late.status, late.json["kind"]) == (409, "lost_lease")
         await api.post("/batch/acknowledge", {"batch_id": 1, "consumer": "b"})
         assert (await api.get("/status"))["current_step"] == 1
+
+
+async def test_a_batch_whose_taker_left_in_the_middle_goes_to_the_next():
+    async with served() as api:
+        await api.start_training()
+        groups = [make_group(2, 400_000, seed) for seed in range(2)]
+        await api.post("/scored_data_list", groups)
+        host, port = api.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port), limit=1_024)
+        writer.write(f"GET /batch HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+        assert (await reader.readexactly(12)) == b"HTTP/1.1 200"
+        writer.transport.abort()
+        batch = None
+        while batch is None:
+            batch = (await api.get("/batch", **{"Accept-Encoding": "identity"}))["batch"]
+        assert [group["tokens"] for group in batch] == [group["tokens"] for group in groups]
+        status = await api.get("/status")
+        assert (status["current_step"], status["bytes"], status["leases"]) == (1, 0, [])
 
 
 async def test_a_group_sent_twice_under_one_id_is_kept_once():
