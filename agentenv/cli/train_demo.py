@@ -64,8 +64,9 @@ def run_train_demo(options: argparse.Namespace, console: Console) -> int:
     for module in ("torch", "matplotlib"):
         if find_spec(module) is None:
             raise ConfigError(f"train-demo needs {module}: pip install 'agentenv[torch]'")
-    from agentenv.training.demo.config import DemoConfig, read_yaml  # noqa: PLC0415 - imports torch
+    from agentenv.training.demo.config import DemoConfig  # noqa: PLC0415 - imports torch
     from agentenv.training.demo.run import Demo, DemoOptions  # noqa: PLC0415
+    from agentenv.training.settings import read_yaml  # noqa: PLC0415
 
     path = Path(options.config)
     config = read_yaml(path, DemoConfig)

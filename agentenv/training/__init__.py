@@ -10,4 +10,7 @@ and log-probs alone; it is no trainer for real models. `docs/train_demo.md` says
     generation.py   the generation server, on the protocols of vLLM, SGLang and Atropos
     checkpoints.py  folders that a kill cannot leave half-written
     trainer.py      the loop: batch, step, fresh weights, checkpoint, acknowledgement
+    wire_source.py  the loop's view of the trajectory server
+    service.py      all of it as a process: python -m agentenv.training CONFIG.yaml; its settings are in settings.py
+    demo/           agentenv train-demo: three processes, held-out tasks before and after, a curve
 """

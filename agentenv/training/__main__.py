@@ -14,8 +14,8 @@ from rich.console import Console
 from agentenv.cli.logs import configure_logging
 from agentenv.errors import AgentEnvError
 from agentenv.stopping import StopRequests
-from agentenv.training.demo.config import read_yaml
-from agentenv.training.service import TrainerConfig, train
+from agentenv.training.service import train
+from agentenv.training.settings import TrainerConfig, read_yaml
 from agentenv_tools.errors import ToolError
 
 if TYPE_CHECKING:

@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import Any, Self
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from agentenv.errors import ConfigError
-from agentenv.training.service import GrpoConfig
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-ModelT = TypeVar("ModelT", bound=BaseModel)
+from agentenv.training.settings import GrpoConfig
 
 
 class EvaluationConfig(BaseModel):
@@ -66,22 +59,3 @@ class DemoConfig(BaseModel):
                 "could ever be made"
             )
         return self
-
-
-def read_yaml(path: Path, model: type[ModelT]) -> ModelT:
-    """A YAML file as a `model`. Raises `ConfigError` naming the file and the keys."""
-    try:
-        content = yaml.safe_load(path.read_bytes())
-    except OSError as error:
-        raise ConfigError(f"configuration file {path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeError) as error:
-        raise ConfigError(f"configuration file {path} is no YAML: {error}") from error
-    try:
-        return model.model_validate({} if content is None else content)
-    except ValidationError as error:
-        problems = error.errors(include_url=False, include_context=False)
-        said = "".join(
-            f"\n  {'.'.join(map(str, problem['loc'])) or 'file'}: {problem['msg']}"
-            for problem in problems
-        )
-        raise ConfigError(f"{path} cannot be used:{said}") from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.console import Group
 from rich.live import Live
@@ -15,7 +15,6 @@ from agentenv.training.demo.curve import running_mean
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from types import TracebackType
 
     from rich.console import Console
 
@@ -28,19 +27,14 @@ Step = dict[str, Any]
 
 
 class Display(Protocol):
-    """Something that shows how training goes. A context manager."""
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...
+    """Something that shows how training goes, until it is closed."""
 
     def update(self, steps: Sequence[Step], seconds: float) -> None:
         """All steps so far, and how long training has taken."""
+        ...
+
+    def close(self) -> None:
+        """Leave the terminal as it is."""
         ...
 
 
@@ -49,23 +43,16 @@ class LiveDisplay:
 
     def __init__(self, console: Console, target: int) -> None:
         self._target = target
-        self._live = Live(console=console, auto_refresh=False, transient=False)
-
-    def __enter__(self) -> Self:
-        self._live.__enter__()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._live.__exit__(kind, error, trace)
+        self._live = Live(console=console, auto_refresh=False)
+        self._live.start()
 
     def update(self, steps: Sequence[Step], seconds: float) -> None:
         """See `Display.update`."""
         self._live.update(panel(steps, self._target, seconds), refresh=True)
+
+    def close(self) -> None:
+        """See `Display.close`."""
+        self._live.stop()
 
 
 class LineDisplay:
@@ -76,23 +63,15 @@ class LineDisplay:
         self._target = target
         self._shown = 0
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        return None
-
     def update(self, steps: Sequence[Step], seconds: float) -> None:
         """See `Display.update`."""
         for at in range(self._shown, len(steps)):
             text = line(steps[: at + 1], self._target, seconds)
             self._console.print(text, markup=False, highlight=False, soft_wrap=True)
         self._shown = len(steps)
+
+    def close(self) -> None:
+        """See `Display.close`. There is nothing to do."""
 
 
 def line(steps: Sequence[Step], target: int, seconds: float) -> str:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import time
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, closing
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,7 +18,8 @@ from agentenv.training.demo.curve import draw_curve
 from agentenv.training.demo.display import LineDisplay, LiveDisplay, result_table
 from agentenv.training.demo.evaluation import Estimate, mean_gain, mean_score, task_scores
 from agentenv.training.demo.processes import DemoProcess, free_port, listens
-from agentenv.training.service import CHECKPOINTS, STEPS_FILE, TrainerConfig, read_steps
+from agentenv.training.service import CHECKPOINTS, STEPS_FILE, read_steps
+from agentenv.training.settings import TrainerConfig
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -130,7 +131,7 @@ class Demo:
         async with AsyncExitStack() as stack:
             ports = free_port(), free_port()
             server, trainer, environment = await self._start(stack, *ports)
-            with self._display() as display:
+            with closing(self._display()) as display:
                 watching = asyncio.create_task(self._show(display, started))
                 try:
                     async with asyncio.timeout(self._config.train_timeout_s):
@@ -202,7 +203,7 @@ class Demo:
             "environment": self._config.environment,
             "env": {
                 "rollout_server_url": f"http://127.0.0.1:{server_port}",
-                "total_steps": -1,  # as many as the trainer wants
+                "total_steps": self._config.training.steps,
                 **self._config.env,
             },
             "openai": {

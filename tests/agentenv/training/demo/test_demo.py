@@ -94,6 +94,11 @@ def test_it_trains_measures_and_draws_and_leaves_nothing_running(tmp_path):
     assert [len(each) for each in result["scores"]["before"]] == [2, 2]
     wait_until(lambda: not alive(list(seen.values())), "the end of every process")
 
+    more = start(tmp_path, steps=3)
+    output = output_of(more)
+    assert more.returncode == 0, output
+    assert steps_in(tmp_path) == 3
+
 
 def test_ctrl_c_ends_everything_and_the_same_folder_goes_on(tmp_path):
     demo = start(tmp_path, steps=500)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ pytest.importorskip("torch")
 pytest.importorskip("matplotlib")
 
 from agentenv.errors import ConfigError
-from agentenv.training.demo.config import DemoConfig, read_yaml
+from agentenv.training.demo.config import DemoConfig
 from agentenv.training.demo.curve import draw_curve, running_mean
 from agentenv.training.demo.display import (
     LineDisplay,
@@ -37,6 +38,7 @@ from agentenv.training.demo.processes import (
     listens,
 )
 from agentenv.training.service import read_steps
+from agentenv.training.settings import read_yaml
 from tests.agentenv.fake_env import make_env
 
 pytestmark = pytest.mark.torch
@@ -145,7 +147,7 @@ def test_a_running_mean_looks_back_only():
 
 def test_lines_are_printed_once_for_each_step():
     console = Console(record=True, width=200, force_terminal=False)
-    with LineDisplay(console, 3) as display:
+    with closing(LineDisplay(console, 3)) as display:
         display.update([], 1.0)
         display.update([step(1, 0.5)], 2.0)
         display.update([step(1, 0.5), step(2, 0.7)], 3.0)
@@ -158,7 +160,7 @@ def test_lines_are_printed_once_for_each_step():
 
 def test_the_panel_shows_that_it_waits_and_then_the_reward():
     console = Console(record=True, width=120, force_terminal=True)
-    with LiveDisplay(console, 3) as display:
+    with closing(LiveDisplay(console, 3)) as display:
         display.update([], 1.0)
         display.update([step(1, 0.5)], 2.0)
     text = console.export_text()
