@@ -62,9 +62,9 @@ def grpo_loss(
     micro-batches add up to the loss of the batch. Only `logprobs` gets a gradient.
 
     The surrogate is that of Shao et al., 2024 (DeepSeekMath, arXiv:2402.03300, equation 3), without the penalty on the
-    distance to a reference policy; each token counts the same, however long its row is, as in Yu et al., 2025 (DAPO,
-    arXiv:2503.14476, equation 8), as do the two bounds of the clip. The ratio is to the policy that sampled, and so
-    corrects for groups that are some steps old.
+    distance to a reference policy. That each token counts the same, however long its row is, and that the clip has two
+    bounds are from Yu et al., 2025 (DAPO, arXiv:2503.14476, sections 3.3 and 3.1). The ratio is to the policy that
+    sampled, and so corrects for groups that are some steps old.
     """
     new, old, weight = logprobs[trained], inference_logprobs[trained], advantages[trained]
     log_ratio = new - old

@@ -150,6 +150,6 @@ def test_a_demo_that_is_killed_takes_its_processes_along(tmp_path):
     processes = started_by(demo)
     assert trainer_among(processes).is_running()
     demo.kill()
-    demo.wait()
+    output_of(demo)
 
     wait_until(lambda: not alive(processes), "the end of every process")
