@@ -29,16 +29,17 @@ class LearnerSettings:
     micro_batch_tokens: int = 4_096
     """Tokens of one forward pass, padding included."""
     weight_decay: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[float, float] = (0.9, 0.99)
 
 
 @dataclass(frozen=True, slots=True)
 class StepStats:
-    """What one step saw. Rates are over trained tokens, and NaN where there were none."""
+    """What one step saw. Means and shares are over the trained tokens of the rows with an advantage; 0 without any."""
 
     rows: int
     """Rows with an advantage."""
     trained_tokens: int
+    """In those rows."""
     loss: float
     grad_norm: float
     """Before it was scaled down."""
@@ -63,20 +64,23 @@ class Learner:
             weight_decay=self.settings.weight_decay,
         )
 
-    def learn(self, rows: Sequence[Row]) -> StepStats:
-        """Learn from the rows of one batch. Without rows nothing changes.
+    def learn(self, rows: Sequence[Row], *, rate: float = 1.0) -> StepStats:
+        """Learn from the rows of one batch, at `rate` times the learning rate.
 
+        Rows without an advantage count in the average and are not computed: a batch that has little to teach changes
+        little. One that has nothing to teach changes nothing.
         Raises `RuntimeError`, with the weights unchanged, when the gradient is not finite.
         """
         started = time.perf_counter()
         total = sum(int(row.trained.sum()) for row in rows)
+        teaching = [row for row in rows if row.teaches]
         self.optimizer.zero_grad()
         loss, sums = 0.0, NO_SUMS
-        for batch in micro_batches(rows, self.settings.micro_batch_tokens):
+        for batch in micro_batches(teaching, self.settings.micro_batch_tokens):
             part, seen = self._backward(batch, total)
             loss, sums = loss + part, sums + seen
-        norm = self._update() if total else 0.0
-        return _stats(len(rows), loss, norm, sums, time.perf_counter() - started)
+        norm = self._update(rate) if teaching else 0.0
+        return _stats(len(teaching), loss, norm, sums, time.perf_counter() - started)
 
     def compare(self, rows: Iterable[Row]) -> LossSums:
         """How far the log-probs of the rows are from those the present weights give; learns nothing."""
@@ -105,7 +109,9 @@ class Learner:
             total_tokens=total,
         )
 
-    def _update(self) -> float:
+    def _update(self, rate: float) -> float:
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * self.settings.learning_rate
         norm = torch.nn.utils.clip_grad_norm_(
             self.model.parameters(), self.settings.max_grad_norm, error_if_nonfinite=True
         )
@@ -114,7 +120,7 @@ class Learner:
 
 
 def _stats(rows: int, loss: float, norm: float, sums: LossSums, seconds: float) -> StepStats:
-    tokens = sums.tokens or float("nan")
+    tokens = sums.tokens or 1
     return StepStats(
         rows=rows,
         trained_tokens=sums.tokens,

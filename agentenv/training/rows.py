@@ -36,6 +36,11 @@ class Row:
     """What it was sampled at: the logits are divided by it before log-probs are compared."""
 
     @property
+    def teaches(self) -> bool:
+        """Whether any trained token has an advantage: else it has no gradient, and need not be computed."""
+        return bool(self.advantages[self.trained].any())
+
+    @property
     def first_trained(self) -> int:
         """Position of the first trained token."""
         return int(self.trained.argmax())
@@ -53,12 +58,11 @@ def score_advantages(scores: Sequence[float]) -> np.ndarray[Any, np.dtype[np.flo
 
 
 def group_rows(group: Mapping[str, Any]) -> list[Row]:
-    """The rows of one group, in order; those that nothing can be learned from are left out.
+    """The rows of one group, in order; those without a trained token are left out.
 
     Advantages are the group's own where it has any, token by token, else `score_advantages`;
-    `overrides[i].set_advantage_to_zero` makes those of row i zero. Left out are rows without a trained token and rows
-    whose advantages are all zero. Raises `TrainingDataError` for anything that would slip against something else:
-    unequal lengths, no log-probs, a trained token with a log-prob that is none.
+    `overrides[i].set_advantage_to_zero` makes those of row i zero. Raises `TrainingDataError` for anything that would
+    slip against something else: unequal lengths, no log-probs, a trained token with a log-prob that is none.
     """
     rows = len(group["tokens"])
     for name in ("masks", "scores", "inference_logprobs"):
@@ -93,7 +97,9 @@ def _row(
     each = np.broadcast_to(
         np.asarray(advantage, dtype=np.float64), _shape(index, advantage, tokens)
     )
-    if overrides.get("set_advantage_to_zero") or not each[trained].any():
+    if overrides.get("set_advantage_to_zero"):
+        each = np.zeros_like(each)
+    if not trained.any():
         return None
     return Row(tokens, trained, logprobs, each, _temperature(group, overrides))
 

@@ -99,6 +99,7 @@ def _trainer(
         LoopSettings(
             steps=config.grpo.steps,
             checkpoint_every=config.grpo.checkpoint_every,
+            final_rate=config.grpo.final_rate,
             max_wait_s=config.grpo.max_wait_s,
         ),
         publish=policy.update_weights,

@@ -20,12 +20,14 @@ class GrpoConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
-    steps: int = Field(default=120, ge=1)
+    steps: int = Field(default=80, ge=1)
     """Batches to learn from."""
     batch_size: int = Field(default=64, ge=1)
     """Rows in a batch: a multiple of the environment's group size."""
-    learning_rate: float = Field(default=3e-4, gt=0, allow_inf_nan=False)
-    """Of AdamW."""
+    learning_rate: float = Field(default=5e-4, gt=0, allow_inf_nan=False)
+    """Of AdamW, at the first step."""
+    final_rate: float = Field(default=0.1, ge=0, le=1)
+    """Share of the learning rate that is left at the last step; it falls along a line."""
     clip_low: float = Field(default=0.2, gt=0, lt=1)
     """The importance ratio is clipped to 1 - clip_low ..."""
     clip_high: float = Field(default=0.2, gt=0)

@@ -68,6 +68,8 @@ class LoopSettings:
     steps: int
     checkpoint_every: int = 1
     """Steps between two checkpoints; the last step always makes one."""
+    final_rate: float = 0.1
+    """Share of the learning rate that is left at the last step; it falls along a line."""
     poll_s: float = 0.2
     """Pause before a server without a batch is asked again."""
     max_wait_s: float = 600.0
@@ -141,7 +143,7 @@ class Trainer:
 
     async def _learn(self, batch: HandedOut, waited: float) -> None:
         rows, refused = usable_rows(batch.groups)
-        stats = await asyncio.to_thread(self._learner.learn, rows)
+        stats = await asyncio.to_thread(self._learner.learn, rows, rate=self._rate())
         self.step, self._batch_id = self.step + 1, batch.batch_id
         await self._publish(self._learner.weights(), str(self.step))
         if self.step % self._settings.checkpoint_every == 0 or self.step == self._settings.steps:
@@ -149,6 +151,11 @@ class Trainer:
                 self._checkpoints.save, self._learner, step=self.step, batch_id=self._batch_id
             )
         self._on_step(_report(self.step, batch.groups, refused, waited, stats))
+
+    def _rate(self) -> float:
+        """Share of the learning rate for the next step."""
+        done = self.step / max(1, self._settings.steps - 1)
+        return 1.0 - (1.0 - self._settings.final_rate) * done
 
     async def _next_batch(self) -> HandedOut:
         async def ask() -> HandedOut:

@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch")
 
 from agentenv.training.checkpoints import CheckpointStore  # noqa: E402
 from agentenv.training.learner import Learner  # noqa: E402
-from agentenv.training.rows import TrainingDataError  # noqa: E402
+from agentenv.training.rows import TrainingDataError, group_rows  # noqa: E402
 from agentenv.training.trainer import (  # noqa: E402
     LoopSettings,
     NoBatchError,
@@ -73,6 +73,8 @@ class Run:
     retry_on: tuple[type[Exception], ...] = ()
     reports: list[StepReport] = field(default_factory=list)
     published: list[str] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
+    """Share of the learning rate that was in force when weights were published."""
 
     def __post_init__(self) -> None:
         self.learner = Learner(tiny_model())
@@ -93,6 +95,8 @@ class Run:
     async def _publish(self, weights: Any, version: str) -> None:
         assert set(weights) == set(self.learner.model.state_dict())
         self.published.append(version)
+        rate = self.learner.optimizer.param_groups[0]["lr"]
+        self.rates.append(rate / self.learner.settings.learning_rate)
         self.server.log.append(f"publish {version}")
 
     async def train(self) -> None:
@@ -123,9 +127,12 @@ async def test_a_trainer_that_goes_on_from_a_checkpoint_ends_with_the_same_weigh
     whole = Run(tmp_path / "whole", LeasingServer(batches(4)), steps=4)
     await whole.train()
 
-    server = LeasingServer(batches(4))
-    await Run(tmp_path / "parts", server, steps=2).train()
-    second = Run(tmp_path / "parts", server, steps=4)
+    first = Run(
+        tmp_path / "parts", LeasingServer(batches(2)), steps=4, settings={"max_wait_s": 0.2}
+    )
+    with pytest.raises(NoBatchError):
+        await first.train()
+    second = Run(tmp_path / "parts", LeasingServer(batches(2, first=3)), steps=4)
     await second.train()
 
     assert second.published == ["2", "3", "4"]
@@ -190,6 +197,24 @@ async def test_a_batch_of_equal_scores_changes_nothing_and_counts_as_a_step(tmp_
     assert run.reports[0].stats.trained_tokens == 0
 
 
+async def test_the_learning_rate_falls_along_a_line_to_what_is_asked_for(tmp_path):
+    run = Run(tmp_path, LeasingServer(batches(3)), steps=3, settings={"final_rate": 0.5})
+    await run.train()
+
+    _, *rates = run.rates
+    assert rates == pytest.approx([1.0, 0.75, 0.5])
+
+
+async def test_rows_without_an_advantage_count_in_the_average_of_a_step():
+    rows, idle = group_rows(two_rows()), group_rows(two_rows(scores=[1.0, 1.0]))
+
+    alone = Learner(tiny_model()).learn(rows)
+    diluted = Learner(tiny_model()).learn([*rows, *idle])
+
+    assert (diluted.rows, diluted.trained_tokens) == (alone.rows, alone.trained_tokens)
+    assert diluted.grad_norm == pytest.approx(alone.grad_norm / 2)
+
+
 async def test_an_outage_of_the_server_is_waited_out(tmp_path):
     server = LeasingServer(batches(1), failures=[ConnectionError("away"), ConnectionError("away")])
     run = Run(tmp_path, server, steps=1, retry_on=(ConnectionError,))
@@ -226,8 +251,6 @@ async def test_log_ratios_are_zero_under_the_weights_that_sampled_and_grow_with_
         group["tokens"][row], group["masks"][row] = made["tokens"], made["masks"]
         assert group["inference_logprobs"] is not None
         group["inference_logprobs"][row] = made["inference_logprobs"]
-    from agentenv.training.rows import group_rows
-
     rows = group_rows(group)
     learner = Learner(model)
 
