@@ -16,7 +16,13 @@ from agentenv.rollout import finish
 from agentenv.training.checkpoints import CheckpointStore
 from agentenv.training.demo.curve import draw_curve
 from agentenv.training.demo.display import LineDisplay, LiveDisplay, result_table
-from agentenv.training.demo.evaluation import Estimate, mean_gain, mean_score, task_scores
+from agentenv.training.demo.evaluation import (
+    Estimate,
+    EvaluationError,
+    mean_gain,
+    mean_score,
+    task_scores,
+)
 from agentenv.training.demo.processes import DemoProcess, free_port, listens
 from agentenv.training.service import CHECKPOINTS, STEPS_FILE, read_steps
 from agentenv.training.settings import TrainerConfig
@@ -105,7 +111,9 @@ class Demo:
             return scores
         self._say("measuring the policy as it is on held-out tasks")
         scores = await self._measure(self._options.model)
-        path.write_text(json.dumps(scores), encoding="utf-8")
+        draft = path.with_suffix(".part")
+        draft.write_text(json.dumps(scores), encoding="utf-8")
+        draft.replace(path)
         self._say(f"success before: {100 * mean_score(scores).value:.1f} %")
         return scores
 
@@ -114,8 +122,15 @@ class Demo:
         env = self._make_env(
             model, {"group_size": config.samples, "seed": config.seed, **config.env}
         )
-        async with asyncio.timeout(config.timeout_s):
-            return await task_scores(env, tasks=config.tasks, workers=config.workers)
+        try:
+            async with asyncio.timeout(config.timeout_s) as deadline:
+                return await task_scores(env, tasks=config.tasks, workers=config.workers)
+        except TimeoutError as error:
+            if not deadline.expired():
+                raise
+            raise EvaluationError(
+                f"{config.tasks} tasks were not done within evaluation.timeout_s={config.timeout_s:g}"
+            ) from error
 
     def _trained(self) -> Path:
         store = CheckpointStore(self._folder / CHECKPOINTS, model_path=self._folder)
@@ -172,16 +187,8 @@ class Demo:
         return process
 
     def _server_command(self, port: int) -> list[str]:
-        command = [
-            "-m",
-            "agentenv",
-            "api",
-            "--port",
-            str(port),
-            "--data",
-            str(self._folder / "api"),
-        ]
-        staleness = self._config.max_staleness
+        data, staleness = str(self._folder / "api"), self._config.max_staleness
+        command = ["-m", "agentenv", "api", "--port", str(port), "--data", data]
         return command if staleness is None else [*command, "--max-staleness", str(staleness)]
 
     def _trainer_command(self, server_port: int, generation_port: int) -> list[str]:

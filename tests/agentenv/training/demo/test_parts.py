@@ -16,7 +16,7 @@ pytest.importorskip("torch")
 pytest.importorskip("matplotlib")
 
 from agentenv.errors import ConfigError
-from agentenv.training.demo.config import DemoConfig
+from agentenv.training.demo.config import DemoConfig, EvaluationConfig
 from agentenv.training.demo.curve import draw_curve, running_mean
 from agentenv.training.demo.display import (
     LineDisplay,
@@ -37,6 +37,7 @@ from agentenv.training.demo.processes import (
     free_port,
     listens,
 )
+from agentenv.training.demo.run import Demo, DemoOptions
 from agentenv.training.service import read_steps
 from agentenv.training.settings import read_yaml
 from tests.agentenv.fake_env import make_env
@@ -257,3 +258,16 @@ async def _never() -> bool:
 
 async def _is_written(path: Path) -> bool:
     return path.read_text().endswith("\n")
+
+
+async def test_a_measurement_that_takes_too_long_is_an_error_with_the_setting(tmp_path):
+    evaluation = EvaluationConfig(tasks=2, samples=1, timeout_s=0.05)
+    demo = Demo(
+        DemoConfig(environment="echo", evaluation=evaluation),
+        DemoOptions(folder=tmp_path / "run", model="unused"),
+        lambda model, env: make_env(latency_s=600),
+        Console(record=True),
+    )
+
+    with pytest.raises(EvaluationError, match=r"evaluation\.timeout_s=0\.05"):
+        await demo.run()
