@@ -19,25 +19,24 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any, Self
 
+from agentenv._attempt import attempt_group, cancelled_from_outside, last_cause
 from agentenv._work import CollectionState, Work
-from agentenv.collected import CollectedGroup, CollectorSettings, version_of
+from agentenv.collected import CollectorSettings
 from agentenv.control.curriculum import ItemPool
 from agentenv.control.filters import GroupFilters, group_filters
 from agentenv.errors import AgentEnvError
 from agentenv.group import GroupContext, current_group
-from agentenv.records import group_record
 from agentenv.rollout import finish
 from agentenv.run.progress import QuietProgress
 from agentenv.stopping import settled
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Sequence
 
-    from agentenv.collected import GroupUnderWay
+    from agentenv.collected import CollectedGroup, GroupUnderWay
     from agentenv.env import AgentEnv
     from agentenv.run.progress import Progress
-    from agentenv.run.record import GroupRecord
-    from agentenv.types import Item, ScoredDataGroup
+    from agentenv.types import Item
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +71,7 @@ class Collector:
         self.policy_version: int | None = None
         """The trainer's step now: what groups started from here on are stamped with."""
         self.admits: Callable[[], bool] = lambda: True
-        """Asked before every start, whether one more group may be."""
+        """Asked before every start, whether one more group may be; again when a group ends, and by `reconsider`."""
         self.started = self.dropped = 0
         """Groups begun, and items dropped for good, so far."""
         self._progress = progress or QuietProgress()
@@ -117,6 +116,10 @@ class Collector:
         self._paused = False
         self._changed.set()
 
+    def reconsider(self) -> None:
+        """Ask `admits` again: what it depends on has changed."""
+        self._changed.set()
+
     def withdraw(self, which: Callable[[GroupUnderWay], bool], reason: str) -> int:
         """Cancel the groups under way that `which` picks; their items are tried again first. Returns how many."""
         picked = [
@@ -144,6 +147,20 @@ class Collector:
     def waiting(self) -> int:
         """Items that wait to be tried again."""
         return len(self._state.backlog)
+
+    @property
+    def unfinished(self) -> list[Item]:
+        """Items that were fetched and of which nobody has taken a group. Those that were dropped are not among them."""
+        state = self._state
+        work = sorted((*state.running.values(), *state.backlog), key=lambda w: w.index)
+        ready = [collected.item for collected in state.ready]
+        return [*ready, *(held.item for held in work), *self.items.held]
+
+    def take_up(self, items: Sequence[Item]) -> None:
+        """Work on these items before the dataset's next: an earlier collection fetched them and did not finish."""
+        for item in items:
+            self._take(item)
+        self._changed.set()
 
     @property
     def untaken(self) -> int:
@@ -298,6 +315,7 @@ class Collector:
         for task in tasks:
             if not task.cancelled() and task.exception():
                 logger.warning("a group failed while it was being ended: %s", task.exception())
+        state.backlog.extendleft(work for task, work in state.running.items() if task.cancelled())
         state.running.clear()
         state.fetching = None
 
@@ -311,10 +329,12 @@ class Collector:
         try:
             limit_s = self.settings.worker_timeout_s
             async with self.env.runtime.gate.timeout(limit_s) as deadline:
-                collected, backlog = await self._attempt(work, context)
-            cause = _last_cause(context)
+                collected, backlog = await attempt_group(
+                    self.env, work, context, keep_record=self.settings.keep_records
+                )
+            cause = last_cause(context)
         except asyncio.CancelledError as error:
-            if _cancelled_from_outside():
+            if cancelled_from_outside():
                 self._count_withdrawn(work)
                 raise
             collected, backlog, cause = None, [work.item], f"the environment raised {error!r}"
@@ -331,34 +351,6 @@ class Collector:
             self._give_back(work, backlog, cause)
         else:
             self._deliver(collected)
-
-    async def _attempt(
-        self, work: Work, context: GroupContext
-    ) -> tuple[CollectedGroup | None, list[Item]]:
-        group, backlog = await self.env.collect_trajectories(work.item)
-        if group is None:
-            return None, backlog
-        group = await self.env.postprocess_histories(group)
-        _check_group(group)
-        seconds = time.monotonic() - work.started_at
-        collected = CollectedGroup(
-            index=work.index,
-            item=work.item,
-            group=group,
-            context=context,
-            policy_version=version_of(context, work.policy_version),
-            duration_s=seconds,
-            record=self._record(work, group, context, seconds),
-        )
-        return collected, backlog
-
-    def _record(
-        self, work: Work, group: ScoredDataGroup, context: GroupContext, seconds: float
-    ) -> GroupRecord | None:
-        if not self.settings.keep_records:
-            return None
-        preview = self.env.build_task(work.item)
-        return group_record(work.index, work.item, preview, group, context.members, seconds)
 
     def _deliver(self, collected: CollectedGroup) -> None:
         self._state.failures_in_a_row = 0
@@ -412,23 +404,3 @@ def collect_groups(env: AgentEnv[Any], total: int | None, *, workers: int) -> Co
 def failures_allowed(workers: int) -> int:
     """How many groups may fail in a row before a run that has nothing to wait for gives up."""
     return max(8, 2 * workers)
-
-
-def _check_group(group: object) -> None:
-    if not isinstance(group, dict) or not {"tokens", "masks", "scores"} <= group.keys():
-        raise TypeError(
-            f"a group must be a dict with tokens, masks and scores, not a {type(group).__name__}"
-        )
-
-
-def _cancelled_from_outside() -> bool:
-    """Whether the current task was cancelled, and not only awaited something that was."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
-
-
-def _last_cause(context: GroupContext) -> str:
-    causes = [
-        record.cause for member in context.members for record in member.records if record.cause
-    ]
-    return causes[-1] if causes else "no trajectory could be trained on"

@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 _THREADS = 4
 _CHUNK_BYTES = 200_000
+_SYNC_EVERY_S = 1.0
 _SWEEPS = 4
 """How often, within the time an environment may be silent, silence is looked for."""
 
@@ -49,10 +50,10 @@ class TrajectoryService:
         self.limits = ReadLimits(settings.max_inflated_bytes, settings.accept_misaligned_advantages)
         self._state = ServerState()
         self._folder = settings.data or Path(tempfile.gettempdir(), f"agentenv-api-{uuid4().hex}")
-        self._store = Store(_database(self._folder))
+        self._store = Store(_database(self._folder), sync_every_commit=settings.sync_every_commit)
         self._threads = ThreadPoolExecutor(_THREADS, "trajectory-api")
         self._seen: dict[int, float] = {}
-        self._sweeper: asyncio.Task[None] | None = None
+        self._chores: list[asyncio.Task[None]] = []
         self._recovering = asyncio.Lock()
 
     async def start(self) -> None:
@@ -66,14 +67,17 @@ class TrajectoryService:
             await self._store.close()
             raise
         self._seen = {env.env_id: time.monotonic() for env in self._state.registry.envs}
-        self._sweeper = asyncio.create_task(self._sweep(), name="expire-environments")
+        self._chores = [asyncio.create_task(self._sweep(), name="expire-environments")]
+        if not self.settings.sync_every_commit:
+            self._chores.append(asyncio.create_task(self._sync(), name="sync-database"))
 
     async def close(self) -> None:
         """Commit what is under way, close the database. Idempotent."""
-        sweeper, self._sweeper = self._sweeper, None
-        if sweeper is not None:
-            sweeper.cancel()
-            await asyncio.wait({sweeper})
+        chores, self._chores = self._chores, []
+        for chore in chores:
+            chore.cancel()
+        if chores:
+            await asyncio.wait(chores)
         await asyncio.to_thread(self._threads.shutdown)
         await self._store.close()
         if self.settings.data is None:
@@ -237,6 +241,14 @@ class TrajectoryService:
         if env.expired:
             logger.info("environment %s is back", env.name)
             self._store.submit(self._state.set_connected(env, connected=True).statements)
+
+    async def _sync(self) -> None:
+        while True:
+            await asyncio.sleep(_SYNC_EVERY_S)
+            try:
+                await asyncio.to_thread(self._store.sync)
+            except OSError as error:
+                logger.warning("%s cannot be synced: %s", self.database, error)
 
     async def _sweep(self) -> None:
         while True:

@@ -42,6 +42,8 @@ class ApiSettings:
     """Of one request, as it is sent."""
     max_inflated_bytes: int = 1 << 30
     """Of one request, when it is unpacked."""
+    sync_every_commit: bool = False
+    """Answer only after the disk has it, so that a power failure loses nothing either. Else it has once a second."""
     accept_misaligned_advantages: bool = False
     """Take groups whose advantages have not one number a token."""
 

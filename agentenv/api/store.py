@@ -1,6 +1,7 @@
 """The database: SQLite in WAL mode, written by one thread that commits what has gathered in one transaction.
 
-A change is durable when its future is done: also against a power failure, as each commit is synced. When a commit fails
+A change is committed when its future is done: a killed process loses none. Against a power failure commits are synced
+by `sync`, or each by itself with `sync_every_commit`, which costs a turn of the disk per request. When a commit fails
 (a full disk), it and all that were waiting behind it are rolled back and fail; `load` then tells what is true.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import queue
 import sqlite3
 import threading
@@ -52,8 +54,10 @@ class _Submission:
 class Store:
     """One database file. `open` it, `load` the state, `submit` changes in order, `close` it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, sync_every_commit: bool = False) -> None:
         self.path = path
+        self._sync_every_commit = sync_every_commit
+        self._unsynced = False
         self._lock = FileLock(path.with_name(path.name + ".lock"))
         self._submissions: queue.SimpleQueue[_Submission | None] = queue.SimpleQueue()
         self._readers = threading.local()
@@ -86,7 +90,7 @@ class Store:
     def submit(self, statements: Sequence[Statement]) -> asyncio.Future[None]:
         """Commit changes, after all that were submitted before.
 
-        The future is done once they are on the disk; it raises `TrajectoryStoreError` when they could not be written.
+        The future is done once they are committed; it raises `TrajectoryStoreError` when they could not be written.
         Without statements: once all earlier ones are. It may be left alone: nothing is logged of an unread failure.
         """
         assert self._loop is not None
@@ -97,6 +101,20 @@ class Store:
     def admit(self) -> None:
         """After a failure, and a `load` since: take changes again. Those submitted before still fail."""
         self._epoch += 1
+
+    def sync(self) -> None:
+        """Bring the commits so far to the disk, if that has not been done. Blocking; commits go on beside it.
+
+        Raises `OSError` when the disk fails.
+        """
+        if not self._unsynced:
+            return
+        self._unsynced = False
+        log = os.open(self.path.with_name(self.path.name + "-wal"), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(log)
+        finally:
+            os.close(log)
 
     async def close(self) -> None:
         """Commit what was submitted, and close the file. Idempotent."""
@@ -138,10 +156,10 @@ class Store:
         with closing(connection):
             while gathered := self._gather():
                 current = [one for one in gathered if one.epoch > failed_epoch]
+                late = [one for one in gathered if one.epoch <= failed_epoch]
                 error = self._commit(connection, current)
                 if error is not None:
                     failed_epoch = current[0].epoch
-                late = [one for one in gathered if one not in current]
                 self._answer(current, error)
                 self._answer(late, "an earlier change failed")
 
@@ -173,6 +191,7 @@ class Store:
                 else:
                     connection.executemany(statement.sql, statement.many)
             connection.execute("commit")
+            self._unsynced = not self._sync_every_commit
         except Exception as error:  # noqa: BLE001 - of values SQLite cannot hold, too
             with suppress(sqlite3.Error):  # sqlite itself rolls back after some errors
                 connection.execute("rollback")
@@ -195,7 +214,8 @@ class Store:
             if fresh:
                 connection.execute(f"pragma page_size = {_PAGE_BYTES}")
             connection.execute("pragma journal_mode = wal")
-            connection.execute("pragma synchronous = full")
+            level = "full" if self._sync_every_commit else "normal"
+            connection.execute(f"pragma synchronous = {level}")
             connection.execute(f"pragma wal_autocheckpoint = {_CHECKPOINT_PAGES}")
             if fresh:
                 _make_tables(connection)

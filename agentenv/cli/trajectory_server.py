@@ -25,7 +25,8 @@ _SWITCH_INTERVAL_S = 0.001
 
 _HELP = """
 Trainers and environments of the Atropos protocol work with it as they are. Everything acknowledged is in the database
-named by --data, and survives a kill; a server that is started again with the same one goes on where the last stopped.
+named by --data, and survives a kill of the server; one that is started again with the same database goes on where the
+last stopped. A power failure may take the last second with it, unless every commit is synced.
 Without --data the database is a temporary one: it is removed when the server is told to stop, and a server that was
 killed starts empty.
 
@@ -70,6 +71,11 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
     ]  # fmt: skip
     for option, kind, metavar, text in number:
         parser.add_argument(option, type=kind, metavar=metavar, help=text)
+    parser.add_argument(
+        "--sync-every-commit",
+        action="store_true",
+        help="answer only after the disk has it, which survives a power failure (default: synced once a second)",
+    )
     parser.add_argument(
         "--accept-misaligned-advantages",
         action="store_true",

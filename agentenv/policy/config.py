@@ -36,7 +36,7 @@ class ServerBaseline(BaseModel):
     model_name: str = "default"
     """The model's name at the server; for `transformers` a directory or the name of a model."""
     rolling_buffer_length: int = 1000
-    """Accepted and unused: counters here need no buffer."""
+    """Request times kept for statistics, per server and split; at least one."""
     server_type: ServerType = "openai"
     """`openai` is for evaluation only: it returns text without token ids."""
     tokenizer_name: str = "none"

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections import Counter
-from dataclasses import dataclass, replace
+from collections import Counter, deque
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
@@ -74,6 +74,8 @@ class ServerStats:
     """Tokens sampled."""
     seconds: float
     """Time of the attempts that succeeded, summed."""
+    recent: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    """Seconds of the last `rolling_buffer_length` attempts that succeeded, by split."""
 
 
 class EngineServer:
@@ -93,6 +95,8 @@ class EngineServer:
             Split.TRAIN: Limiter(config.num_max_requests_at_once),
             Split.EVAL: Limiter(config.num_requests_for_eval),
         }
+        kept = max(1, config.rolling_buffer_length)
+        self._recent = {split: deque[float](maxlen=kept) for split in Split}
         self._session: aiohttp.ClientSession | None = None
         self._faults: Counter[str] = Counter()
         self._faults_in_row = self._missed_probes = 0
@@ -133,7 +137,7 @@ class EngineServer:
                 "evaluation only; for training serve the model with vllm, sglang or transformers"
             )
         body = dialect.body(self.config.model_name, prompt_ids, self._params(params))
-        async with self._limits[split].permit(), self._counted():
+        async with self._limits[split].permit(), _Counted(self, split):
             reply, version = await self._post(dialect.path, body, trajectory_id)
             completion = wire.read_completion(dialect, reply, params, vocab_size=self._vocab_size)
             self._tokens += len(completion.token_ids)
@@ -156,7 +160,7 @@ class EngineServer:
             limit_field="max_completion_tokens" if by_openai else "max_tokens",
             stop_token_ids=self.returns_tokens,
         )
-        async with self._limits[split].permit(), self._counted():
+        async with self._limits[split].permit(), _Counted(self, split):
             reply, _ = await self._post("/v1/chat/completions", body, trajectory_id)
             completion = wire.read_chat(reply)
             self._tokens += completion.completion_tokens
@@ -224,6 +228,7 @@ class EngineServer:
             times_out=self._times_out,
             tokens=self._tokens,
             seconds=self._seconds,
+            recent={split.value: tuple(seconds) for split, seconds in self._recent.items()},
         )
 
     async def close(self) -> None:
@@ -244,9 +249,6 @@ class EngineServer:
                 headers={"Authorization": f"Bearer {key}"} if key else {},
             )
         return self._session
-
-    def _counted(self) -> _Counted:
-        return _Counted(self)
 
     async def _post(self, path: str, body: wire.Json, trajectory_id: str) -> tuple[Any, str | None]:
         """The reply's JSON and the weights' version its header names."""
@@ -290,7 +292,8 @@ class EngineServer:
                     )
             return reply.status, reply.headers, bytes(raw)
 
-    def _succeeded(self, seconds: float) -> None:
+    def _succeeded(self, seconds: float, split: Split) -> None:
+        self._recent[split].append(seconds)
         self._completions += 1
         self._seconds += seconds
         self._faults_in_row = 0
@@ -308,8 +311,9 @@ class EngineServer:
 class _Counted:
     """Counts one attempt of a server by how the block ends. A cancelled one counts as neither."""
 
-    def __init__(self, server: EngineServer) -> None:
+    def __init__(self, server: EngineServer, split: Split) -> None:
         self._server = server
+        self._split = split
         self._begun = 0.0
 
     async def __aenter__(self) -> None:
@@ -318,7 +322,8 @@ class _Counted:
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         server = self._server
         if error is None:
-            server._succeeded(asyncio.get_running_loop().time() - self._begun)  # noqa: SLF001 - one unit
+            seconds = asyncio.get_running_loop().time() - self._begun
+            server._succeeded(seconds, self._split)  # noqa: SLF001 - one unit
         elif isinstance(error, PolicyRequestError | ContextLengthError):
             server._declined()  # noqa: SLF001 - one unit
         elif isinstance(error, PolicyError):

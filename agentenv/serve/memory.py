@@ -24,6 +24,10 @@ IDENTITY_FILE = "serve.json"
 CURRICULUM = "curriculum"
 """The curriculum's state stands under this name beside the environment's own."""
 
+ITEMS = "items"
+"""Items that the dataset's position has passed, with no group of them, where JSON holds them as they are."""
+_MAX_ITEMS_BYTES = 4_000_000
+
 
 class Memory:
     """One environment's. `instance` is the same for every process that serves in one run directory."""
@@ -85,8 +89,12 @@ class Memory:
             )
             self._checkpoints.found_in(self._earlier)
         self._env.load_checkpoint()
-        if self._checkpoints.load(step) is not None and CURRICULUM in self._checkpoints.beside:
-            collector.items.curriculum.restore(self._checkpoints.beside[CURRICULUM])
+        if self._checkpoints.load(step) is None:
+            return
+        beside = self._checkpoints.beside
+        if CURRICULUM in beside:
+            collector.items.curriculum.restore(beside[CURRICULUM])
+        collector.take_up(beside.get(ITEMS, []))
 
     async def save(self, step: int) -> None:
         """Keep a checkpoint. What fails is logged and counted: training goes on without it."""
@@ -94,10 +102,15 @@ class Memory:
         if checkpoints is None or collector is None:
             return
         curriculum = collector.items.curriculum.state()
-        checkpoints.beside = {CURRICULUM: curriculum} if curriculum else {}
+        remembered = {CURRICULUM: curriculum} if curriculum else {}
+        items = _if_plain(collector.unfinished)
+        checkpoints.beside = {**remembered, ITEMS: items} if items else remembered
         try:
             self._env.save_checkpoint(step)
-            if curriculum and not checkpoints.is_saving(step):
+            if remembered and not checkpoints.is_saving(step):
+                checkpoints.beside = (
+                    remembered  # an environment without a state begins its dataset anew
+                )
                 checkpoints.save(step, {})
             self.saved += await checkpoints.flush()
         except Exception:  # the environment's own code may raise anything
@@ -116,6 +129,16 @@ class Memory:
             await asyncio.to_thread(replace_file, file, json.dumps(content).encode())
         except OSError as error:
             raise RunDirectoryError(f"{file} cannot be written: {error.strerror}") from error
+
+
+def _if_plain(items: list[Any]) -> list[Any]:
+    """The items if JSON gives them back as they are, and they are not too many; else none."""
+    try:
+        text = json.dumps(items)
+        same = len(text) <= _MAX_ITEMS_BYTES and json.loads(text) == items
+    except (TypeError, ValueError, RecursionError):
+        return []
+    return items if same else []
 
 
 def _read(file: Path) -> dict[str, Any]:

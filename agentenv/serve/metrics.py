@@ -10,7 +10,9 @@ Every name is prefixed with the environment's name at the server and `_`, but fo
     train_perf/workers_added_per_attempt_*         groups started between two looks
     train/items_sent_to_api, train/items_rejected  groups since the beginning: stored by the server; dropped, for any
                                                    reason
-    server/server_<i>_request_time_avg, _average_num_attempts, ...     of inference server i
+    server/server_<i>_request_time_avg, _std, _99p, and server/server_<i>_eval_request_time_*
+                                                   seconds of inference server i's last attempts that succeeded
+    server/server_<i>_average_num_attempts         attempts for each that succeeded, evaluation included
 """
 
 from __future__ import annotations
@@ -104,13 +106,18 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def server_metrics(stats: Iterable[ServerStats]) -> dict[str, float]:
-    """The metrics of inference servers, since they were started."""
+    """The metrics of inference servers: request times of late, attempts since the start."""
     metrics: dict[str, float] = {}
     for number, server in enumerate(stats):
         name = f"server/server_{number}"
-        attempts = server.completions + sum(server.faults.values())
+        for split, prefix in (("train", name), ("eval", f"{name}_eval")):
+            seconds = sorted(server.recent.get(split, ()))
+            if seconds:
+                metrics[f"{prefix}_request_time_avg"] = statistics.fmean(seconds)
+                metrics[f"{prefix}_request_time_std"] = statistics.pstdev(seconds)
+                metrics[f"{prefix}_request_time_99p"] = seconds[int(len(seconds) * 0.99)]
         if server.completions:
-            metrics[f"{name}_request_time_avg"] = server.seconds / server.completions
+            attempts = server.completions + sum(server.faults.values())
             metrics[f"{name}_average_num_attempts"] = attempts / server.completions
     return metrics
 

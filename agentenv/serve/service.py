@@ -11,28 +11,27 @@ import contextlib
 import logging
 import time
 from collections import Counter
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from agentenv.api.client import EnvRegistration
 from agentenv.api.group import GroupError
 from agentenv.collected import CollectorSettings
 from agentenv.collector import Collector
-from agentenv.control.filters import GroupFilters, TooLong, equal_scores, load_filter
-from agentenv.control.staleness import Supply
-from agentenv.errors import ConfigError
+from agentenv.errors import ApiRefusedError, ConfigError
 from agentenv.lag import LagMonitor
 from agentenv.records import group_casts
 from agentenv.rollout import finish
 from agentenv.run.progress import QuietProgress
 from agentenv.serve.evaluation import Evaluations
+from agentenv.serve.filters import serve_filters
 from agentenv.serve.memory import Memory
 from agentenv.serve.metrics import JsonlMetrics
-from agentenv.serve.offpolicy import OffPolicyLimit, Queue, crossed
+from agentenv.serve.offpolicy import crossed
 from agentenv.serve.outbox import Outbox
 from agentenv.serve.reports import Reports
 from agentenv.serve.session import TrainerSession
 from agentenv.serve.spool import Spool
+from agentenv.serve.steering import Steering
 from agentenv.serve.wandb_metrics import require_wandb
 from agentenv.stopping import StopRequests, side_by_side
 
@@ -42,13 +41,10 @@ if TYPE_CHECKING:
     from agentenv.api.client import EnvStatus
     from agentenv.api.group import WireGroup
     from agentenv.collected import CollectedGroup
-    from agentenv.control.filters import GroupFilter
-    from agentenv.control.staleness import StalenessLimit
     from agentenv.env import AgentEnv
     from agentenv.run.directory import RunDirectory
     from agentenv.run.progress import Progress
     from agentenv.serve.link import Link
-    from agentenv.types import ScoredDataGroup
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +61,7 @@ async def serve(
     *,
     progress: Progress | None = None,
     handle_signals: bool = True,
-    poll_s: float = 0.25,
+    poll_s: float = 0.1,
 ) -> dict[str, Any]:
     """Wait for a trainer, set the environment up, feed the trainer until it has enough, shut down.
 
@@ -90,20 +86,6 @@ async def serve(
         finally:
             await finish(serving.close())
     return serving.summary()
-
-
-@dataclass(frozen=True, slots=True)
-class _RightSize:
-    """Drops groups with another number of rows than the trainer expects of this environment."""
-
-    group_size: int
-
-    def __call__(self, group: ScoredDataGroup, /) -> str | None:
-        overrides = group.get("group_overrides") or {}
-        rows = len(group["tokens"])
-        if rows == overrides.get("group_size", self.group_size):
-            return None
-        return "the group has another size than group_size, and no group_overrides that say so"
 
 
 class _Serving:
@@ -138,15 +120,11 @@ class _Serving:
         self._outbox = Outbox(spool, self._send, on_refused=self._on_refused)
         self._reports = Reports(env, [JsonlMetrics(directory.path)])
         self._evaluations = Evaluations(env, self._on_evaluated)
-        self._collector: Collector | None = None
-        self._limit = OffPolicyLimit(-1, config.group_size, config.max_batches_offpolicy)
-        self._total_steps = config.total_steps
-        self._status: EnvStatus | None = None
+        self._steering = Steering(env, self._session, self._outbox, self._evaluations)
         self._heard = asyncio.Event()
         self._lifting: asyncio.Task[None] | None = None
-        self._session.on_look = self._look
-        self._session.on_rejoin = self._fit
-        self._sent = self._sent_at_look = self._sent_in_status = self._in_hand = 0
+        self._session.on_look = self._steering.look
+        self._session.on_rejoin = self._steering.fit
         self._started_before = 0
         self._dropped: Counter[str] = Counter()
 
@@ -155,13 +133,23 @@ class _Serving:
     async def run(self, requests: StopRequests) -> None:
         """Everything up to the shut-down."""
         self.env.runtime.require_tokens()
-        await self._session.join()
-        self._fit()
+        await self._join()
+        self._steering.fit()
         await self._memory.joined(self._session.joined)
         await self._reports.joined(self._session.joined, self._session.info, self._link)
         await side_by_side(
             self._work(requests), self._session.follow(self._on_status), self._send_groups()
         )
+
+    async def _join(self) -> None:
+        try:
+            await self._session.join()
+        except ApiRefusedError as error:
+            if error.status in (401, 403):
+                raise ConfigError(
+                    f"{error}; env.rollout_server_token is the server's token for environments"
+                ) from error
+            raise
 
     async def close(self) -> None:
         """Tear everything down, say goodbye. What is on disk stays there."""
@@ -177,10 +165,10 @@ class _Serving:
     def summary(self) -> dict[str, Any]:
         """The totals."""
         return {
-            "groups_sent": self._sent,
+            "groups_sent": self._steering.sent,
             "groups_kept_on_disk": self._spool.pending,
             "dropped_after_collection": dict(self._dropped),
-            "step": self._status.current_step if self._status else None,
+            "step": self._steering.step if self._heard.is_set() else None,
             "joined_again": self._session.rejoined,
             "evaluations": {
                 "done": self._evaluations.done,
@@ -191,49 +179,28 @@ class _Serving:
             "metrics": self._reports.last,
         }
 
-    def _fit(self) -> None:
-        """Raise `ConfigError` where this environment cannot feed this trainer."""
-        config, info = self.env.config, self._session.info
-        if 0 < info.batch_size < config.group_size:
-            raise ConfigError(
-                f"env.group_size={config.group_size} is over the trainer's batch_size={info.batch_size}: no group "
-                f"would fit a batch"
-            )
-        chosen = config.total_steps
-        self._total_steps = chosen if chosen >= 0 else self._session.joined.num_steps
-        if self._total_steps < 0:
-            raise ConfigError(
-                "env.total_steps=-1 leaves the number of steps to the trainer, which registered none; set it"
-            )
-        self._limit = OffPolicyLimit(
-            info.batch_size,
-            config.group_size,
-            config.max_batches_offpolicy,
-            config.min_batch_allocation,
-        )
-
     async def _work(self, requests: StopRequests) -> None:
         await self.env.setup()
         self.env.runtime.on_rollout = self._progress.rollout_ended
-        self._collector = collector = self._new_collector()
+        self._steering.collector = collector = self._new_collector()
         self._memory.restore(collector, self._session.joined.starting_step)
         self._progress.started(self.env.runtime.backend.stats)
-        requests.on_stop = self._stop
+        requests.on_stop = lambda: self._stop(collector)
         async with LagMonitor() as lag:
             try:
                 async with collector:
-                    self._apply()
+                    self._steering.apply()
                     async for collected in collector:
                         await self._keep(collected)
             finally:
                 self._progress.ended(loop_lag_p99_s=lag.p99_s)
-        logger.info("collection has ended at step %d of %d", self._step, self._total_steps)
+        steering = self._steering
+        logger.info("collection has ended at step %d of %d", steering.step, steering.total_steps)
         await self._wind_up()
 
-    def _stop(self) -> None:
+    def _stop(self, collector: Collector) -> None:
         """What the first signal does."""
-        assert self._collector is not None, "set before this is"
-        self._collector.stop(STOP_GRACE_S)
+        collector.stop(STOP_GRACE_S)
         self._lifting = asyncio.create_task(self._outbox.lift_bound())
 
     async def _wind_up(self) -> None:
@@ -247,8 +214,8 @@ class _Serving:
                 self._outbox.pending,
                 self._spool.folder,
             )
-        if self._status is not None:
-            await self._memory.save(self._status.current_step)
+        if self._heard.is_set():
+            await self._memory.save(self._steering.step)
         await self._reports.report()
 
     def _new_collector(self) -> Collector:
@@ -260,26 +227,17 @@ class _Serving:
             keep_records=config.data_path_to_save_groups is not None,
             first_index=self._directory.groups_found,
         )
-        rules: list[GroupFilter] = [_RightSize(config.group_size)]
-        if config.ensure_scores_are_not_same:
-            rules.append(equal_scores)
-        rules.append(self._too_long)
-        rules += [load_filter(path) for path in config.group_filters]
-        filters = GroupFilters(rules)
+        filters = serve_filters(config, lambda: self._session.info)
         collector = Collector(self.env, settings, progress=self._progress, filters=filters)
         collector.on_attempt = self._reports.measured.group_ended
-        collector.admits = self._admits
+        collector.admits = self._steering.admits
         return collector
-
-    def _too_long(self, group: ScoredDataGroup, /) -> str | None:
-        return TooLong(self._session.info.max_token_len)(group)  # a later trainer's may differ
 
     # ------------------------------------------------------------------------------------------ groups
 
     async def _keep(self, collected: CollectedGroup) -> None:
         """A finished group is on disk when this returns."""
-        self._in_hand = 1
-        self._apply()
+        self._steering.took(1)
         self._reports.measured.group_collected(collected.group)
         try:
             await self._outbox.put(
@@ -297,8 +255,7 @@ class _Serving:
                 casts = group_casts(collected.index, collected.context.members)
                 await self._directory.append(collected.record, casts)
             self._progress.group_done(collected.group["scores"])
-        self._in_hand = 0
-        self._apply()
+        self._steering.took(0)
 
     async def _send_groups(self) -> None:
         await self._heard.wait()
@@ -309,12 +266,12 @@ class _Serving:
         await self._outbox.run()
 
     async def _send(self, groups: Sequence[WireGroup]) -> None:
-        limit, step = self.env.config.staleness, self._step
+        limit, step = self.env.config.staleness, self._steering.step
         fresh = [group for group in groups if limit.usable(group.policy_version, step)]
         if fresh:
             await self._session.send(fresh)
             self._reports.sent(len(fresh))
-        self._sent += len(fresh)
+        self._steering.sent += len(fresh)
         if len(fresh) < len(groups):
             self._drop("too old for the trainer when sent (staleness)", len(groups) - len(fresh))
 
@@ -323,101 +280,35 @@ class _Serving:
 
     def _rejected(self) -> int:
         after = sum(self._dropped.values())
-        return after + (self._collector.dropped if self._collector is not None else 0)
+        collector = self._steering.collector
+        return after + (collector.dropped if collector is not None else 0)
 
     def _drop(self, reason: str, groups: int = 1) -> None:
         self._dropped[reason] += groups
         logger.warning("%d groups dropped: %s", groups, reason)
 
-    # ------------------------------------------------------------------------------------------ steering
-
-    @property
-    def _step(self) -> int:
-        return self._status.current_step if self._status else self._session.joined.starting_step
-
-    @property
-    def _unseen(self) -> int:
-        """Finished groups that the last status may not count: rather one too many than one too few."""
-        return self._in_hand + self._outbox.pending + self._sent - self._sent_in_status
-
-    def _look(self) -> None:
-        self._sent_at_look = self._sent
+    # ------------------------------------------------------------------------------------------ looking
 
     async def _on_status(self, status: EnvStatus) -> None:
         started = time.monotonic()
-        old = self._step
-        self._status, self._sent_in_status = status, self._sent_at_look
+        old = self._steering.step
+        self._steering.heard(status)
         self._heard.set()
-        if self._collector is None:
+        collector = self._steering.collector
+        if collector is None:
             return
-        self._apply()
         if status.current_step != old:
             await self._on_step(old, status.current_step)
         measured = self._reports.measured
         measured.looks_s.append(time.monotonic() - started)
-        measured.workers_added.append(self._collector.started - self._started_before)
-        self._started_before = self._collector.started
+        measured.workers_added.append(collector.started - self._started_before)
+        self._started_before = collector.started
         self._show(status)
-
-    def _apply(self) -> None:
-        """Have the collector do what the last status asks for."""
-        collector, status = self._collector, self._status
-        if collector is None or status is None:
-            return
-        self.env.curr_step = collector.policy_version = status.current_step
-        self.env.runtime.weigh(status.env_weight)
-        self._pause_or_resume(collector, paused=status.paused)
-        if self._limit.is_finished(_queue(status), self._total_steps):
-            collector.stop()
-        most = self._evaluations.workers(self.env.workers)
-        collector.limit = self._limit.groups(_queue(status, self._unseen), most)
-        self._withdraw_stale(collector)
-
-    def _pause_or_resume(self, collector: Collector, *, paused: bool) -> None:
-        if paused:
-            self.env.runtime.gate.pause()
-            collector.pause()
-        else:
-            self.env.runtime.gate.resume()
-            collector.resume()
-
-    def _supply(self, *, finished_here: int = 0) -> Supply:
-        """What stands between the policy and the trainer, as the server counts it, and `finished_here`."""
-        assert self._collector is not None, "collecting"
-        assert self._status is not None, "collecting"
-        size = self.env.config.group_size
-        return Supply(
-            step=self._status.current_step,
-            batch_size=self._session.info.batch_size,
-            waiting=(self._status.queue_size + finished_here) * size,
-            running=len(self._collector.under_way) * size,
-        )
-
-    def _admits(self) -> bool:
-        limit: StalenessLimit = self.env.config.staleness
-        if limit.max_steps is None or self._collector is None or self._status is None:
-            return True
-        versions = [group.policy_version for group in self._collector.under_way]
-        oldest = min((version for version in versions if version is not None), default=None)
-        supply = self._supply(finished_here=self._unseen + self._collector.untaken)
-        return limit.admits(supply, oldest, self.env.config.group_size)
-
-    def _withdraw_stale(self, collector: Collector) -> None:
-        limit = self.env.config.staleness
-        if limit.max_steps is None:
-            return
-        under_way = {group.index: group.policy_version for group in collector.under_way}
-        stale = set(limit.overdue(under_way, self._supply()))
-        if stale:
-            collector.withdraw(
-                lambda group: group.index in stale,
-                "too old for the trainer while under way (staleness)",
-            )
 
     async def _on_step(self, old: int, new: int) -> None:
         if crossed(old, new, self.env.config.steps_per_eval):
             self._evaluations.begin(new)
-            self._apply()
+            self._steering.apply()
         every = self._session.joined.checkpoint_interval
         if crossed(old, new, every):
             await self._memory.save(new - new % every)
@@ -426,27 +317,17 @@ class _Serving:
 
     def _on_evaluated(self, metrics: Mapping[str, Any], step: int) -> None:
         self._reports.evaluated(metrics, step)
-        self._apply()
+        self._steering.apply()
 
     def _show(self, status: EnvStatus) -> None:
         away_s = self._session.away_s
         self._progress.noted(
             {
-                "training step": f"{status.current_step}/{self._total_steps}",
-                "groups sent": f"{self._sent}",
+                "training step": f"{status.current_step}/{self._steering.total_steps}",
+                "groups sent": f"{self._steering.sent}",
                 "waiting there": f"{status.queue_size}",
                 "waiting here": f"{self._outbox.pending}",
                 "policy": "paused" if status.paused else f"{status.env_weight:.0%} ours",
                 "server": "there" if away_s is None else f"away for {away_s:.0f} s",
             }
         )
-
-
-def _queue(status: EnvStatus, unseen: int = 0) -> Queue:
-    return Queue(
-        current_step=status.current_step,
-        queue_size=status.queue_size + unseen,
-        self_queue_size=status.self_queue_size + unseen,
-        max_group_size=max(1, status.max_group_size),
-        unallocated_fraction=status.unallocated_fraction,
-    )

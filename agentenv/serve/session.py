@@ -52,7 +52,7 @@ class TrainerSession:
     anew, a group from before would be nobody's.
     """
 
-    def __init__(self, link: Link, registration: EnvRegistration, *, poll_s: float = 0.25) -> None:
+    def __init__(self, link: Link, registration: EnvRegistration, *, poll_s: float = 0.1) -> None:
         self._link = link
         self._registration = registration
         self._poll_s = poll_s

@@ -46,6 +46,8 @@ class FakeLink:
     registrations: list[EnvRegistration] = field(default_factory=list)
     left: list[int] = field(default_factory=list)
     """Environments that said goodbye."""
+    knocks: int = 0
+    """How often an environment asked to join."""
     looks: int = 0
     """How often the status was asked for."""
     repeated: int = 0
@@ -82,6 +84,7 @@ class FakeLink:
     async def register(self, registration: EnvRegistration) -> EnvRegistered | None:
         """See `Link`."""
         await self._answer()
+        self.knocks += 1
         if not self.started:
             return None
         self.registrations.append(registration)

@@ -240,6 +240,23 @@ async def test_stopping_delivers_what_still_ends_in_time():
     await env.shutdown()
 
 
+async def test_what_was_ended_is_still_known_and_another_collection_can_take_it_up():
+    env = await gated()
+    async with Collector(env, CollectorSettings(workers=3)) as collector:
+        await until(lambda: len(env.started) == 3)
+        env.gates[1].set()
+        await take_some(collector, 1)
+        await until(lambda: len(env.started) == 4)
+    assert sorted(collector.unfinished) == [0, 2, 3]
+    env.open = True
+    other = Collector(env, CollectorSettings(workers=1, total=4))
+    other.take_up([0, 2, 3])
+    async with other:
+        assert [collected.item async for collected in other] == [0, 2, 3, 4]
+    assert other.unfinished == []
+    await env.shutdown()
+
+
 async def test_a_dataset_without_items_now_is_asked_again():
     class Trickle(GatedEnv):
         async def get_next_item(self) -> Item | None:

@@ -14,8 +14,8 @@ from tests.agentenv.api.served import served
 
 
 @asynccontextmanager
-async def opened(path: Path):
-    store = Store(path)
+async def opened(store: Path | Store):
+    store = store if isinstance(store, Store) else Store(store)
     store.open()
     try:
         yield store
@@ -67,6 +67,20 @@ async def test_without_a_place_nothing_is_left():
         database = api.server.service.database
         assert database.is_file()
     assert not database.parent.exists()
+
+
+@pytest.mark.parametrize(("every", "level"), [(False, 1), (True, 2)])
+async def test_commits_are_synced_each_by_itself_or_when_asked(tmp_path, every, level):
+    store = Store(tmp_path / "a.db", sync_every_commit=every)
+    store.sync()  # nothing to do yet, not even a log
+    connection = store._prepared()
+    assert connection.execute("pragma synchronous").fetchone() == (level,)
+    connection.close()
+    async with opened(store) as store:
+        await store.submit([put_meta("a", 1)])
+        assert store._unsynced is not every
+        store.sync()
+        assert not store._unsynced
 
 
 async def test_two_servers_do_not_share_a_file(tmp_path):

@@ -134,8 +134,7 @@ async def test_groups_reach_the_server_with_what_a_trainer_needs_until_it_has_en
 async def test_it_waits_for_a_trainer_before_it_starts_anything(tmp_path: Path):
     env, link = mixed(), FakeLink(started=False)
     async with serving(env, link, tmp_path) as running:
-        for _ in range(5):
-            await asyncio.sleep(0.005)
+        await until(lambda: link.knocks >= 3)
         assert not policy_of(env).started
         link.away = True
         await asyncio.sleep(0.02)
@@ -150,15 +149,14 @@ async def test_no_more_groups_wait_than_the_trainer_allows_and_taking_some_lets_
     env, link = mixed(max_batches_offpolicy=2, max_num_workers=8), FakeLink(batch_size=4)
     async with serving(env, link, tmp_path):
         await until(lambda: len(link.groups) >= 4)
-        looks = link.looks
-        await until(lambda: link.looks > looks + 10)
+        await seen(link)
         assert len(link.groups) == 4
         assert link.train()
         await until(lambda: len(link.groups) == 6)
 
 
 async def test_groups_are_kept_while_the_server_is_away_and_sent_once_in_order(tmp_path: Path):
-    env, link = mixed(max_batches_offpolicy=4), FakeLink(batch_size=8, loses_answers=1)
+    env, link = mixed(max_batches_offpolicy=100), FakeLink(batch_size=8, loses_answers=1)
     async with serving(env, link, tmp_path) as running:
         await until(lambda: len(link.groups) >= 2)
         link.away = True
@@ -166,17 +164,17 @@ async def test_groups_are_kept_while_the_server_is_away_and_sent_once_in_order(t
         await until(lambda: running.progress.counters.groups_done >= sent + 6)
         assert len(link.groups) == sent
         link.away = False
-        await until(lambda: len(link.groups) == 16)
+        await until(lambda: len(link.groups) >= sent + 6)
     assert link.repeated >= 1
-    assert len(set(running.items)) == 16
+    assert len(set(running.items)) == len(link.groups)
 
 
 async def test_what_was_not_sent_when_the_process_ended_is_sent_by_the_next(tmp_path: Path):
     link = FakeLink(batch_size=8)
-    async with serving(mixed(), link, tmp_path) as first:
+    async with serving(mixed(max_batches_offpolicy=100), link, tmp_path) as first:
         await until(lambda: link.groups)
         link.away = True
-        await until(lambda: first.progress.counters.groups_done >= 5)
+        await until(lambda: first.progress.counters.groups_done >= len(link.groups) + 3)
     link.away = False
     sent = len(link.groups)
     kept = first.progress.counters.groups_done - sent
@@ -190,18 +188,17 @@ async def test_what_was_not_sent_when_the_process_ended_is_sent_by_the_next(tmp_
 
 async def test_groups_left_over_from_another_training_are_dropped_and_counted(tmp_path: Path):
     link = FakeLink(batch_size=8)
-    async with serving(mixed(), link, tmp_path) as first:
+    async with serving(mixed(max_batches_offpolicy=100), link, tmp_path) as first:
         await until(lambda: link.groups)
         link.away = True
-        await until(lambda: first.progress.counters.groups_done >= 5)
+        await until(lambda: first.progress.counters.groups_done >= len(link.groups) + 3)
     other = FakeLink(batch_size=4, num_steps=1)
     async with serving(mixed(total_steps=-1), other, tmp_path) as second:
         while not second.task.done():
             other.train()
             await asyncio.sleep(0.002)
-    left = first.progress.counters.groups_done - len(link.groups)
     dropped = second.totals["dropped_after_collection"]
-    assert dropped["left over from another training"] >= left
+    assert dropped["left over from another training"] >= 3
     assert not {g.group_id for g in other.groups} & {g.group_id for g in link.groups}
 
 
@@ -247,8 +244,7 @@ async def test_a_policy_pause_holds_rollouts_and_loses_none(tmp_path: Path):
         await until(lambda: env.runtime.gate.paused)
         await until(lambda: policy_of(env).in_use == 0)
         requests = len(policy_of(env).requests)
-        looks = link.looks
-        await until(lambda: link.looks > looks + 5)
+        await seen(link)
         assert len(policy_of(env).requests) == requests
         link.paused = False
         await until(lambda: len(link.groups) >= 6)
@@ -282,6 +278,12 @@ class Evaluated(MixedEnv):
         return {"eval/solved": 0.5}
 
 
+async def seen(link: FakeLink) -> None:
+    """Wait until the environment has acted on how things stand now."""
+    looks = link.looks
+    await until(lambda: link.looks > looks + 5)
+
+
 async def fill(link: FakeLink) -> None:
     await until(link.train)
 
@@ -292,8 +294,8 @@ async def test_evaluation_stops_new_groups_and_restarts_none(tmp_path: Path):
         await fill(link)
         await until(lambda: env.begun)
         await until(lambda: running.progress.counters.groups_running == 0)
-        requests, looks = len(policy_of(env).requests), link.looks
-        await until(lambda: link.looks > looks + 5)
+        requests = len(policy_of(env).requests)
+        await seen(link)
         assert len(policy_of(env).requests) == requests
         assert running.progress.counters.groups_retried == 0
         while link.train():
@@ -325,8 +327,7 @@ async def test_a_limited_evaluation_leaves_a_share_of_the_workers(tmp_path: Path
         while link.train():
             pass
         await until(lambda: running.progress.counters.groups_running == 2)
-        looks = link.looks
-        await until(lambda: link.looks > looks + 5)
+        await seen(link)
         assert running.progress.counters.groups_running == 2
         env.go_on.set()
         await until(lambda: link.train() or running.progress.counters.groups_running == 4)
@@ -372,6 +373,28 @@ async def test_a_restart_goes_on_where_the_checkpoint_says(tmp_path: Path):
     async with serving(second, link, run):
         await until(lambda: getattr(second, "next_item", 0) >= kept)
     assert json.loads((folder / "step-2.json").read_bytes())["next_item"] == kept
+
+
+async def test_items_under_way_at_a_checkpoint_are_worked_on_after_it(tmp_path: Path):
+    class Stuck(Positioned):
+        async def collect_trajectories(self, item: Item) -> Any:
+            if item == 0 and self.blocks:
+                await asyncio.Event().wait()
+            self.worked = [*getattr(self, "worked", []), item]
+            return await super().collect_trajectories(item)
+
+        blocks = True
+
+    link = FakeLink(batch_size=4, checkpoint_interval=1)
+    async with serving(made(Stuck), link, tmp_path):
+        await fill(link)
+        file = tmp_path / "env_checkpoints/echo_0/step-1.json"
+        await until(file.exists)
+    assert 0 in json.loads(file.read_bytes())["agentenv"]["items"]
+    again = made(Stuck)
+    again.blocks = False
+    async with serving(again, link, tmp_path):
+        await until(lambda: 0 in getattr(again, "worked", []))
 
 
 async def test_the_curriculum_remembers_over_a_restart_and_the_environment_sees_none_of_it(
@@ -484,6 +507,19 @@ async def test_admission_keeps_every_group_fresh_enough(tmp_path: Path):
         assert not running.progress.counters.retries
 
 
+async def test_on_policy_training_goes_on_batch_by_batch(tmp_path: Path):
+    env = mixed(staleness={"max_steps": 0}, max_num_workers=2)
+    link = FakeLink(batch_size=4)
+    async with serving(env, link, tmp_path) as running:
+        for step in range(5):
+            await until(lambda: link.queued == 2)
+            await seen(link)
+            assert len(link.groups) == 2 * (step + 1)
+            assert {group.policy_version for group in link.groups[-2:]} == {step}
+            assert link.train()
+        assert not running.progress.counters.retries
+
+
 async def test_the_first_signal_sends_what_is_finished_keeps_a_checkpoint_and_says_goodbye(
     tmp_path: Path,
 ):
@@ -518,7 +554,7 @@ async def test_the_second_signal_ends_groups_that_hang(tmp_path: Path):
 async def test_one_signal_ends_the_wait_for_a_trainer(tmp_path: Path):
     env, link = mixed(), FakeLink(started=False)
     async with serving(env, link, tmp_path, handle_signals=True) as running:
-        await asyncio.sleep(0.02)
+        await until(lambda: link.knocks)
         os.kill(os.getpid(), signal.SIGINT)
         await asyncio.wait_for(running.task, 30)
     assert not policy_of(env).started
@@ -528,7 +564,7 @@ async def test_a_stop_while_the_server_is_away_keeps_everything_for_the_next_tim
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("agentenv.serve.service.STOP_GRACE_S", 0.3)
-    env, link = mixed(spool_max_mb=1), FakeLink(batch_size=40)
+    env, link = mixed(max_batches_offpolicy=100), FakeLink(batch_size=40)
     async with serving(env, link, tmp_path, handle_signals=True) as running:
         await until(lambda: link.groups)
         link.away = True

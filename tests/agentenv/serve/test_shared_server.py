@@ -3,9 +3,12 @@
 import asyncio
 from pathlib import Path
 
+import pytest
+
+from agentenv import ConfigError
 from agentenv.api.client import EnvironmentClient, TrainerClient, TrainerRegistration
 from agentenv.api.server import TrajectoryServer, serving_api
-from agentenv.api.settings import ApiSettings
+from agentenv.api.settings import ApiSettings, Scope
 from agentenv.run.directory import read_groups
 from agentenv_tools.serving import ServeSettings
 from tests.agentenv.fake_env import policy_of
@@ -41,6 +44,20 @@ async def test_an_environment_made_by_hand_feeds_the_trainer_its_configuration_n
         await task
     assert len(list(read_groups(tmp_path / "run"))) >= 8
     assert (tmp_path / "run" / "summary.json").exists()
+
+
+async def test_a_server_that_wants_a_token_is_answered_in_the_words_of_the_setting(
+    tmp_path: Path,
+):
+    api = ApiSettings(
+        data=tmp_path / "db", tokens={Scope.TRAINER: "a" * 20, Scope.ENVIRONMENT: "b" * 20}
+    )
+    async with serving_api(TrajectoryServer(ServeSettings(port=0), api)) as url:
+        async with EnvironmentClient(url) as link:
+            env = made(MixedEnv)
+            with pytest.raises(ConfigError, match=r"401.*env\.rollout_server_token"):
+                await Running(env, link, tmp_path / "run").run()  # type: ignore[arg-type]
+        assert not policy_of(env).started
 
 
 async def test_environments_of_several_sizes_share_a_server_and_their_policy_by_weight(

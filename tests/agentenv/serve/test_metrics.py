@@ -1,13 +1,18 @@
-"""Weights & Biases: only when it is switched on, and never a reason to stop."""
+"""Metrics by their names; Weights & Biases only when it is switched on, and never a reason to stop."""
 
 import sys
 from pathlib import Path
 
 import pytest
 
-from agentenv import ConfigError
-from agentenv.serve.metrics import JsonlMetrics, Measurements, numbers_of
+from agentenv import APIServerConfig, ConfigError
+from agentenv.policy.base import SamplingParams
+from agentenv.policy.router import PolicyRouter
+from agentenv.policy.server import EngineServer
+from agentenv.serve.metrics import JsonlMetrics, Measurements, numbers_of, server_metrics
 from agentenv.serve.wandb_metrics import WandbMetrics, require_wandb
+from agentenv.testing import FakeEngine, running_engine
+from tests.agentenv.fake_env import END, TOKENIZER
 
 STAND_IN = """
 import json, os, pathlib
@@ -91,6 +96,23 @@ def test_lengths_count_what_was_sampled_and_the_share_of_long_ones():
     assert report["train/completion_lengths_max"] == 96
     assert report["train/completion_lengths_p95"] == 0.25
     assert "train/completion_lengths" not in measured.report(max_token_len=100)
+
+
+async def test_inference_servers_have_times_of_training_and_of_evaluation():
+    engine = FakeEngine(lambda request: "yes", tokenizer=TOKENIZER, end_ids=END)
+    async with running_engine(engine) as running:
+        config = APIServerConfig(server_type="vllm", base_url=running.base_url)
+        policy = PolicyRouter([EngineServer(config)])
+        await policy.start()
+        for view in (policy, policy.for_evaluation()):
+            await view.generate((1, 2), SamplingParams(max_tokens=4), trajectory_id="t")
+        metrics = server_metrics(policy.stats())
+        await policy.close()
+    for split in ("", "_eval"):
+        times = [metrics[f"server/server_0{split}_request_time_{k}"] for k in ("avg", "std", "99p")]
+        assert times[0] > 0
+        assert times[2] >= times[0] - times[1]
+    assert metrics["server/server_0_average_num_attempts"] == 1.0
 
 
 def test_only_finite_numbers_are_metrics():
