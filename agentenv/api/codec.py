@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import orjson
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
 CONTENT_TYPE = "application/vnd.agentenv.groups"
+HEAD_KEYS = ("env_id", "policy_version", "group_id")
+"""What of a packed group is outside of its body."""
+DEFAULT_MAX_BODY_BYTES = 1 << 30
 
 _MAGIC = b"AEG1"
 _VERSION = 1
@@ -40,8 +43,6 @@ _MASK_BITS, _MASK_VALUES = 0, 1
 _NO_LOGPROBS, _LOGPROBS_OF_TRAINED, _LOGPROBS_OF_ALL = 0, 1, 2
 _HAS_REF, _HAS_ADVANTAGES = 1, 2
 _LEVEL = 1
-_HEAD_KEYS = ("env_id", "policy_version", "group_id")
-DEFAULT_MAX_BODY_BYTES = 1 << 30
 
 
 class CodecError(ValueError):
@@ -97,25 +98,6 @@ def _logprob_section(group: WireGroup, trained: np.ndarray) -> tuple[int, np.nda
     if bool(np.all(logprobs[~trained] == MASKED_LOGPROB)):
         return _LOGPROBS_OF_TRAINED, logprobs[trained]
     return _LOGPROBS_OF_ALL, logprobs
-
-
-class GroupHead(Protocol):
-    """What of a packed group is outside of its body."""
-
-    @property
-    def env_id(self) -> int | None:
-        """See `WireGroup`."""
-        ...
-
-    @property
-    def policy_version(self) -> int | None:
-        """See `WireGroup`."""
-        ...
-
-    @property
-    def group_id(self) -> str | None:
-        """See `WireGroup`."""
-        ...
 
 
 def unpack(packed: PackedGroup, *, max_bytes: int = DEFAULT_MAX_BODY_BYTES) -> WireGroup:
@@ -217,16 +199,16 @@ def message_start(about: Mapping[str, Any], count: int) -> bytes:
     return b"".join((_MAGIC, _LENGTH.pack(len(text)), text, _LENGTH.pack(count)))
 
 
-def frame(head: GroupHead, body: bytes) -> bytes:
+def frame(group: PackedGroup) -> bytes:
     """One group of a message."""
-    known = {key: value for key in _HEAD_KEYS if (value := getattr(head, key)) is not None}
+    known = {key: value for key in HEAD_KEYS if (value := getattr(group, key)) is not None}
     text = orjson.dumps(known)
-    return b"".join((_LENGTHS.pack(len(text), len(body)), text, body))
+    return b"".join((_LENGTHS.pack(len(text), len(group.body)), text, group.body))
 
 
 def encode_message(groups: Iterable[PackedGroup], about: Mapping[str, Any] | None = None) -> bytes:
     """A whole message."""
-    frames = [frame(group, group.body) for group in groups]
+    frames = [frame(group) for group in groups]
     return b"".join((message_start(about or {}, len(frames)), *frames))
 
 

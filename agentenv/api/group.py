@@ -49,9 +49,8 @@ class GroupError(ValueError):
     """A group that cannot be trained on. `where` leads to the value, as in `("tokens", 3, 17)`."""
 
     def __init__(self, where: tuple[str | int, ...], reason: str) -> None:
-        path = "".join(f"[{part}]" if isinstance(part, int) else str(part) for part in where[:1])
-        path += "".join(f"[{part}]" for part in where[1:])
-        super().__init__(f"{path}: {reason}")
+        key, *places = where
+        super().__init__(f"{key}{''.join(f'[{place}]' for place in places)}: {reason}")
         self.where = where
         self.reason = reason
 

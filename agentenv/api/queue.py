@@ -92,6 +92,11 @@ class GroupQueue:
         self._remember(entry)
         self._buffer_of(env).add(entry.seq, entry.rows)
 
+    def resize(self, env: Environment) -> None:
+        """An environment's group size has changed: its buffered groups are to add up to the new one."""
+        if env.env_id in self._buffers:
+            self._buffer_of(env)
+
     def _buffer_of(self, env: Environment) -> Buffer:
         buffer = self._buffers.get(env.env_id)
         if buffer is None or buffer.target != env.group_size:

@@ -19,7 +19,15 @@ import simdjson
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from agentenv.api.checks import GroupExtras, check_group, check_packed_extras
-from agentenv.api.codec import CodecError, PackedGroup, decode_message, pack, packed_group, unpack
+from agentenv.api.codec import (
+    HEAD_KEYS,
+    CodecError,
+    PackedGroup,
+    decode_message,
+    pack,
+    packed_group,
+    unpack,
+)
 from agentenv.api.group import (
     OPTIONAL_ARRAYS,
     GroupError,
@@ -125,14 +133,8 @@ def read_message(data: bytes, limits: ReadLimits) -> list[PackedGroup]:
 
 
 def _read_frame(head: dict[str, Any], body: bytes, limits: ReadLimits) -> PackedGroup:
-    known = GroupExtras.model_validate(
-        {key: head.get(key) for key in _OTHER_KEYS[-2:]} | {"env_id": head.get("env_id")}
-    )
-    head = {
-        "env_id": known.env_id,
-        "policy_version": known.policy_version,
-        "group_id": known.group_id,
-    }
+    known = GroupExtras.model_validate({key: head.get(key) for key in HEAD_KEYS})
+    head = {key: getattr(known, key) for key in HEAD_KEYS}
     try:
         group = unpack(packed_group(head, body), max_bytes=limits.max_inflated_bytes)
     except CodecError as error:

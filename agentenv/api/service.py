@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
+import sqlite3
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -34,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 _THREADS = 4
 _CHUNK_BYTES = 200_000
-_SYNC_EVERY_S = 1.0
+_SYNC_EVERY_S = 0.25
 _SWEEPS = 4
 """How often, within the time an environment may be silent, silence is looked for."""
 
@@ -151,12 +152,24 @@ class TrajectoryService:
 
     def check_room(self) -> None:
         """Raises `QueueFullError` when no group may come now."""
-        if self._state.bytes >= self.settings.max_queue_bytes:
+        reason = self._why_full()
+        if reason:
             self._state.counts["refused_full"] += 1
-            raise QueueFullError(
-                f"{self._state.bytes} bytes of groups wait for the trainer, "
-                f"{self.settings.max_queue_bytes} may; come again later"
+            raise QueueFullError(f"{reason}; come again later")
+
+    def _why_full(self) -> str:
+        kept, wanted = self._state.bytes, self.settings.min_free_bytes
+        if kept >= self.settings.max_queue_bytes:
+            return (
+                f"{kept} bytes of groups wait for the trainer, {self.settings.max_queue_bytes} may"
             )
+        folder = self.database.parent
+        if shutil.disk_usage(folder).free >= 2 * wanted:
+            return ""  # not worth asking the database
+        room = self._store.room()
+        if room >= wanted:
+            return ""
+        return f"the disk of {folder} has room for {room} bytes more, and {wanted} must stay free"
 
     def count_refused(self) -> None:
         """A group was invalid."""
@@ -206,13 +219,11 @@ class TrajectoryService:
 
     def _piece(self, entries: Sequence[Entry], *, binary: bool) -> bytes:
         bodies = self._store.bodies([entry.seq for entry in entries])
-        pairs = zip(entries, bodies, strict=True)
-        if binary:
-            return b"".join(frame(entry, body) for entry, body in pairs)
-        return b",".join(
-            group_json(PackedGroup(body, entry.rows, entry.env_id, entry.policy_version))
-            for entry, body in pairs
+        groups = (
+            PackedGroup(body, entry.rows, entry.env_id, entry.policy_version, entry.group_id)
+            for entry, body in zip(entries, bodies, strict=True)
         )
+        return b"".join(map(frame, groups)) if binary else b",".join(map(group_json, groups))
 
     # ---- machinery ----
 
@@ -246,8 +257,8 @@ class TrajectoryService:
         while True:
             await asyncio.sleep(_SYNC_EVERY_S)
             try:
-                await asyncio.to_thread(self._store.sync)
-            except OSError as error:
+                await self.in_thread(self._store.sync)
+            except (OSError, sqlite3.Error) as error:
                 logger.warning("%s cannot be synced: %s", self.database, error)
 
     async def _sweep(self) -> None:

@@ -38,12 +38,15 @@ class ApiSettings:
     """Groups whose policy is more steps older than the trainer's are dropped at hand-out. None: none is."""
     max_queue_bytes: int = 16 << 30
     """Packed bytes of all groups kept; a group that comes when there are more is told to come later."""
+    min_free_bytes: int = 256 << 20
+    """Room on the disk that no new group may use: handing a batch out and letting go of it are writes too, and make
+    room again. Should be more than the write-ahead log (64 MB) and the largest request."""
     max_body_bytes: int = 256 << 20
     """Of one request, as it is sent."""
     max_inflated_bytes: int = 1 << 30
     """Of one request, when it is unpacked."""
     sync_every_commit: bool = False
-    """Answer only after the disk has it, so that a power failure loses nothing either. Else it has once a second."""
+    """Answer only after the disk has it, so that a power failure loses nothing either. Else it has soon after."""
     accept_misaligned_advantages: bool = False
     """Take groups whose advantages have not one number a token."""
 
@@ -56,6 +59,8 @@ class ApiSettings:
         for name in ("max_queue_bytes", "max_body_bytes", "max_inflated_bytes"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}: must be at least 1")
+        if self.min_free_bytes < 0:
+            raise ConfigError(f"min_free_bytes={self.min_free_bytes}: must be 0 or more")
         if self.max_staleness is not None and self.max_staleness < 0:
             raise ConfigError(f"max_staleness={self.max_staleness}: must be 0 or more steps")
         given = set(self.tokens)

@@ -59,6 +59,7 @@ class ServerState:
     def register_env(self, env: EnvRegistration) -> tuple[Environment, Change]:
         """See `Registry.register_env`."""
         entry = self.registry.register_env(env)
+        self.queue.resize(entry)
         return entry, Change([sql.put_env(entry)])
 
     def set_connected(self, env: Environment, *, connected: bool) -> Change:
@@ -247,6 +248,7 @@ class ServerState:
         size = max(env.group_size, queue.largest_of(env.env_id), 1)
         if size > env.group_size >= 1:
             env.group_size = size
+            self.queue.resize(env)
             change.statements.append(sql.put_env(env))
         fractions = {minimum.env_id: minimum.fraction for minimum in registry.minima()}
         needed: dict[int | None, int] = {

@@ -12,10 +12,11 @@ import json
 import logging
 import os
 import queue
+import shutil
 import sqlite3
 import threading
 from collections import Counter
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +39,9 @@ DATABASE_NAME = "trajectories.db"
 
 _PAGE_BYTES = 16_384
 _CHECKPOINT_PAGES = 64_000_000 // _PAGE_BYTES
+_LONG_LOG_BYTES = 8_000_000
 _CACHE_KIB = 16_000
+_SIZES = "select * from pragma_freelist_count, pragma_page_count, pragma_page_size"
 _MAX_GATHERED = 512
 _BUSY_S = 30.0
 _CLOSE_S = 60.0
@@ -103,14 +106,20 @@ class Store:
         self._epoch += 1
 
     def sync(self) -> None:
-        """Bring the commits so far to the disk, if that has not been done. Blocking; commits go on beside it.
+        """Bring the commits so far to the disk, and those of a long log into the database file.
 
-        Raises `OSError` when the disk fails.
+        Blocking; commits go on beside it. Raises `OSError` or `sqlite3.Error` when the disk fails.
         """
         if not self._unsynced:
             return
         self._unsynced = False
-        log = os.open(self.path.with_name(self.path.name + "-wal"), os.O_RDONLY | os.O_CLOEXEC)
+        path = self.path.with_name(self.path.name + "-wal")
+        if (
+            path.stat().st_size > _LONG_LOG_BYTES
+        ):  # or a commit would have to do it, and its callers wait
+            self._reader().execute("pragma wal_checkpoint(passive)").fetchall()
+            return
+        log = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             os.fsync(log)
         finally:
@@ -136,6 +145,15 @@ class Store:
             if row is None:
                 raise TrajectoryStoreError(f"group {seq} is not in {self.path}")
             yield row[0]
+
+    def room(self) -> int:
+        """Bytes that may still be written: what is free on the disk, and pages of the file that nothing uses.
+
+        Pages that are in the write-ahead log alone are counted as written: the file will grow by them.
+        """
+        unused, pages, page_bytes = self._reader().execute(_SIZES).fetchone()
+        growth = max(0, int(pages * page_bytes) - self.path.stat().st_size)
+        return shutil.disk_usage(self.path.parent).free - growth + int(unused * page_bytes)
 
     def load(self) -> ServerState:
         """All that is known, without the groups' bodies. Blocking."""
@@ -208,23 +226,30 @@ class Store:
     # ---- the file ----
 
     def _prepared(self) -> sqlite3.Connection:
-        try:
-            connection = self._connect()
-            fresh = not connection.execute("select count(*) from sqlite_master").fetchone()[0]
-            if fresh:
-                connection.execute(f"pragma page_size = {_PAGE_BYTES}")
-            connection.execute("pragma journal_mode = wal")
-            level = "full" if self._sync_every_commit else "normal"
-            connection.execute(f"pragma synchronous = {level}")
-            connection.execute(f"pragma wal_autocheckpoint = {_CHECKPOINT_PAGES}")
-            if fresh:
-                _make_tables(connection)
-            _check_format(connection)
-        except sqlite3.Error as error:
-            raise ConfigError(
-                f"the database {self.path} cannot be used: {error}; name another file"
-            ) from error
+        with ExitStack() as opened:
+            try:
+                connection = opened.enter_context(closing(self._connect()))
+                self._prepare(connection)
+            except sqlite3.Error as error:
+                raise ConfigError(
+                    f"the database {self.path} cannot be used: {error}; name another file"
+                ) from error
+            opened.pop_all()
         return connection
+
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        fresh = not connection.execute("select count(*) from sqlite_master").fetchone()[0]
+        if fresh:
+            connection.execute(f"pragma page_size = {_PAGE_BYTES}")
+        connection.execute("pragma journal_mode = wal")
+        level = "full" if self._sync_every_commit else "normal"
+        connection.execute(f"pragma synchronous = {level}")
+        connection.execute(f"pragma wal_autocheckpoint = {_CHECKPOINT_PAGES}")
+        # Some builds overwrite what is deleted, which writes each group a second time.
+        connection.execute("pragma secure_delete = off")
+        if fresh:
+            _make_tables(connection)
+        _check_format(connection)
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(
@@ -275,11 +300,12 @@ def _load(connection: sqlite3.Connection) -> ServerState:
     entries = {
         row[0]: Entry(*row) for row in connection.execute("select * from groups order by seq")
     }
+    last_seq = max(entries, default=0)
     _load_batches(connection, state, entries)
     _load_queue(state, entries.values())
     for group_id, seq, answer in connection.execute("select * from answers order by seq"):
         state.answers[group_id] = (seq, json.loads(answer))
-    state.next_seq = 1 + max([*entries, *(seq for seq, _ in state.answers.values()), 0])
+    state.next_seq = 1 + max([last_seq, *(seq for seq, _ in state.answers.values())])
     state.next_batch_id = meta.get("next_batch_id", 1)
     state.latest = _load_latest(connection)
     return state

@@ -26,7 +26,7 @@ _SWITCH_INTERVAL_S = 0.001
 _HELP = """
 Trainers and environments of the Atropos protocol work with it as they are. Everything acknowledged is in the database
 named by --data, and survives a kill of the server; one that is started again with the same database goes on where the
-last stopped. A power failure may take the last second with it, unless every commit is synced.
+last stopped. A power failure may take the last moments with it, unless every commit is synced.
 Without --data the database is a temporary one: it is removed when the server is told to stop, and a server that was
 killed starts empty.
 
@@ -66,6 +66,7 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         ("--env-timeout-s", float, "SECONDS", "how long an environment may be silent and be waited for (60)"),
         ("--max-staleness", int, "STEPS", "drop groups whose policy is more steps older at hand-out (off)"),
         ("--max-queue-bytes", int, "N", "packed bytes of groups kept; then senders get 503 (16 GiB)"),
+        ("--min-free-bytes", int, "N", "room on the disk that no new group may use (256 MiB)"),
         ("--max-body-bytes", int, "N", "of one request (256 MiB)"),
         ("--max-inflated-bytes", int, "N", "of one request, unpacked (1 GiB)"),
     ]  # fmt: skip
@@ -74,7 +75,7 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sync-every-commit",
         action="store_true",
-        help="answer only after the disk has it, which survives a power failure (default: synced once a second)",
+        help="answer only after the disk has it, which survives a power failure (default: soon after)",
     )
     parser.add_argument(
         "--accept-misaligned-advantages",

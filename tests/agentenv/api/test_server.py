@@ -353,6 +353,14 @@ async def test_a_full_server_tells_senders_to_come_again():
         assert (await api.call("POST", "/scored_data", make_group())).status == 200
 
 
+async def test_room_is_left_on_the_disk_to_hand_batches_out():
+    async with served(ApiSettings(min_free_bytes=1 << 60)) as api:
+        await api.start_training()
+        answer = await api.call("POST", "/scored_data", make_group())
+        assert (answer.status, answer.json["kind"]) == (503, "full")
+        assert "must stay free" in answer.json["detail"]
+
+
 async def test_pause_and_resume_reach_the_environments():
     async with served() as api:
         await api.start_training()
@@ -390,8 +398,11 @@ async def test_an_environment_that_falls_silent_is_not_waited_for_until_it_speak
         batch = None
         while batch is None:  # a hang ends with the suite's own deadline
             batch = (await api.get("/batch"))["batch"]
-        environments = (await api.get("/status"))["environments"]
-        assert environments[silent]["expired"]
+        assert (await api.get("/status"))["environments"][silent]["expired"]
+        await api.get("/status-env", {"env_id": silent})
+        assert not (await api.get("/status"))["environments"][silent]["expired"]
+        while not (await api.get("/status"))["environments"][silent]["expired"]:
+            await asyncio.sleep(0)
         again = await api.post("/register-env", env_registration(desired_name="b"))
         assert (again["env_id"], again["wandb_name"]) == (silent, "b_0")
 
