@@ -146,11 +146,11 @@ class Trainer:
         stats = await asyncio.to_thread(self._learner.learn, rows, rate=self._rate())
         self.step, self._batch_id = self.step + 1, batch.batch_id
         await self._publish(self._learner.weights(), str(self.step))
+        self._on_step(_report(self.step, batch.groups, refused, waited, stats))
         if self.step % self._settings.checkpoint_every == 0 or self.step == self._settings.steps:
             await asyncio.to_thread(
                 self._checkpoints.save, self._learner, step=self.step, batch_id=self._batch_id
             )
-        self._on_step(_report(self.step, batch.groups, refused, waited, stats))
 
     def _rate(self) -> float:
         """Share of the learning rate for the next step."""

@@ -58,9 +58,11 @@ def wait_until(holds: Callable[[], bool], what: str) -> None:
         time.sleep(0.05)
 
 
-def steps_in(folder: Path) -> int:
+def learned(folder: Path) -> list[int]:
+    """The step of each line that the trainer has written."""
     path = folder / "run/steps.jsonl"
-    return len(path.read_text().splitlines()) if path.exists() else 0
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line)["step"] for line in lines]
 
 
 def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
@@ -79,7 +81,7 @@ def output_of(demo: subprocess.Popen[str]) -> str:
 def test_it_trains_measures_and_draws_and_leaves_nothing_running(tmp_path):
     demo = start(tmp_path, steps=2)
     seen: dict[int, psutil.Process] = {}
-    while demo.poll() is None and steps_in(tmp_path) < 2:
+    while demo.poll() is None and len(learned(tmp_path)) < 2:
         seen |= {each.pid: each for each in started_by(demo)}
         time.sleep(0.05)
     output = output_of(demo)
@@ -97,12 +99,12 @@ def test_it_trains_measures_and_draws_and_leaves_nothing_running(tmp_path):
     more = start(tmp_path, steps=3)
     output = output_of(more)
     assert more.returncode == 0, output
-    assert steps_in(tmp_path) == 3
+    assert learned(tmp_path) == [1, 2, 3]
 
 
 def test_ctrl_c_ends_everything_and_the_same_folder_goes_on(tmp_path):
     demo = start(tmp_path, steps=500)
-    wait_until(lambda: steps_in(tmp_path) >= 2, "two steps")
+    wait_until(lambda: len(learned(tmp_path)) >= 2, "two steps")
     processes = started_by(demo)
     demo.send_signal(signal.SIGINT)
     output = output_of(demo)
@@ -110,21 +112,19 @@ def test_ctrl_c_ends_everything_and_the_same_folder_goes_on(tmp_path):
     assert demo.returncode == 130, output
     assert "to go on" in output
     assert not alive(processes)
-    reached = steps_in(tmp_path)
+    reached = len(learned(tmp_path))
 
     again = start(tmp_path, steps=reached + 2)
     output = output_of(again)
     assert again.returncode == 0, output
     assert "as it is" not in output  # measured the first time, and remembered
-    steps = [
-        json.loads(line)["step"] for line in (tmp_path / "run/steps.jsonl").read_text().splitlines()
-    ]
+    steps = learned(tmp_path)
     assert sorted(set(steps)) == list(range(1, reached + 3))
 
 
 def test_a_killed_trainer_ends_the_demo_with_the_reason_and_training_goes_on_afterwards(tmp_path):
     demo = start(tmp_path, steps=500)
-    wait_until(lambda: steps_in(tmp_path) >= 2, "two steps")
+    wait_until(lambda: len(learned(tmp_path)) >= 2, "two steps")
     processes = started_by(demo)
     trainer_among(processes).send_signal(signal.SIGKILL)
     output = output_of(demo)
@@ -133,20 +133,18 @@ def test_a_killed_trainer_ends_the_demo_with_the_reason_and_training_goes_on_aft
     assert "the trainer ended before training was done (exit status 137)" in output
     assert not alive(processes)
 
-    reached = steps_in(tmp_path)
+    reached = len(learned(tmp_path))
     again = start(tmp_path, steps=reached + 1)
     output = output_of(again)
     assert again.returncode == 0, output
-    steps = [
-        json.loads(line)["step"] for line in (tmp_path / "run/steps.jsonl").read_text().splitlines()
-    ]
+    steps = learned(tmp_path)
     assert set(steps) == set(range(1, reached + 2))
     assert len(steps) <= len(set(steps)) + 1  # at most the step of the kill was written down twice
 
 
 def test_a_demo_that_is_killed_takes_its_processes_along(tmp_path):
     demo = start(tmp_path, steps=500)
-    wait_until(lambda: steps_in(tmp_path) >= 1, "a step")
+    wait_until(lambda: len(learned(tmp_path)) >= 1, "a step")
     processes = started_by(demo)
     assert trainer_among(processes).is_running()
     demo.kill()
