@@ -1,4 +1,5 @@
 # make demo: set up and run the main job with embedded defaults.   make test: set up, lint, type-check, test.
+# make train-demo: set up and train the tiny policy, as trainers do.
 SHELL := /bin/bash
 VENV ?= .venv
 PYTHON ?= $(VENV)/bin/python
@@ -6,11 +7,14 @@ STAMP := $(VENV)/.installed
 BASE_PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: demo test lint bench setup system-packages clean
+.PHONY: demo train-demo test lint bench setup system-packages clean
 .DEFAULT_GOAL := demo
 
 demo: setup
 	$(PYTHON) -m agentenv process configs/shell_tasks.yaml
+
+train-demo: setup
+	$(PYTHON) -m agentenv train-demo configs/train_demo.yaml
 
 test: lint
 	@./scripts/test-engine.sh start

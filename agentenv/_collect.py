@@ -105,7 +105,7 @@ async def collect_group(
             await finish(workspace.close())
     if items is None:
         return None, [item]
-    return build_group(items), []
+    return build_group(items, temperature=env.build_agent_config(item).temperature), []
 
 
 async def _gather_members(

@@ -124,10 +124,14 @@ def _messages(record: RolloutRecord) -> list[dict[str, Any]]:
     return messages + [{"role": m["role"], "content": m["content"]} for m in extra]
 
 
-def build_group(items: Sequence[ScoredDataItem]) -> ScoredDataGroup:
+def build_group(
+    items: Sequence[ScoredDataItem], *, temperature: float | None = None
+) -> ScoredDataGroup:
     """Items as one group with all fourteen keys. A trajectory of several sequences gives several rows.
 
     Log-probs and messages are there for all rows or for none, so that rows never slip against each other.
+    `temperature` is what the rows were sampled at: trainers read it in `generation_params`, and take 1 if it is not
+    there.
     """
     rows = [row for item in items for row in _rows(item)]
     with_logprobs = all("inference_logprobs" in row for row in rows)
@@ -139,7 +143,7 @@ def build_group(items: Sequence[ScoredDataItem]) -> ScoredDataGroup:
         advantages=_all_or_empty(rows, "advantages"),
         ref_logprobs=_all_or_empty(rows, "ref_logprobs"),
         messages=[row["messages"] or [] for row in rows] if with_messages else None,
-        generation_params=None,
+        generation_params=None if temperature is None else {"temperature": temperature},
         inference_logprobs=[row["inference_logprobs"] for row in rows] if with_logprobs else None,
         overrides=[row.get("overrides") or {} for row in rows],
         group_overrides={} if len(rows) == len(items) else {"group_size": len(rows)},

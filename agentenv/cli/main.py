@@ -30,6 +30,7 @@ from agentenv.cli.services import (
     run_tool_server,
 )
 from agentenv.cli.settings import Settings, resolve, setting_trees
+from agentenv.cli.train_demo import add_train_demo_parser, run_train_demo
 from agentenv.cli.trajectory_server import add_api_parser, run_api
 from agentenv.errors import AgentEnvError, ConfigError
 from agentenv.naming import nearest
@@ -104,6 +105,8 @@ def _dispatch(
         return run_cleanup(options, console)
     if options.command == "api":
         return run_api(options, console)
+    if options.command == "train-demo":
+        return run_train_demo(options, console)
     if options.command == "tool-server":
         return run_tool_server(options, console)
     return commands.run_report(Path(options.run_dir), console)
@@ -244,6 +247,7 @@ def _agentenv_parser() -> argparse.ArgumentParser:
     doctor = chosen.add_parser(
         "doctor", help="try which protections of sandboxes are in force on this machine"
     )
+    add_train_demo_parser(chosen)
     add_tool_server_parser(chosen)
     add_api_parser(chosen)
     report = chosen.add_parser("report", help="write the report.html of a run directory again")

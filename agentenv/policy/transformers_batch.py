@@ -21,6 +21,7 @@ import torch
 from transformers import DynamicCache
 
 from agentenv.errors import PolicyError
+from agentenv.policy.transformers_cache import cache_keyword, cache_of, keys_and_values
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -87,6 +88,7 @@ class RunningBatch:
         self._model = model
         self._device = next(model.parameters()).device
         self._cache: Any = None
+        self._cache_keyword = cache_keyword(model)
         self._mask: Any = None
         takes = inspect.signature(model.forward).parameters
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
@@ -115,8 +117,8 @@ class RunningBatch:
         mask = self._mask.index_select(0, chosen)
         first = int(mask.argmax(-1).min())  # columns before it are padding in every row that stays
         self._mask = mask[:, first:]
-        self._cache = _cache_of(
-            part.index_select(0, chosen)[:, :, first:] for part in _keys_and_values(self._cache)
+        self._cache = cache_of(
+            part.index_select(0, chosen)[:, :, first:] for part in keys_and_values(self._cache)
         )
         return finished
 
@@ -138,7 +140,7 @@ class RunningBatch:
             return cache, mask, logits
         places = {prompt: place for place, prompt in enumerate(prompts)}
         chosen = torch.tensor([places[row.prompt] for row in rows], device=self._device)
-        shared = _cache_of(part.index_select(0, chosen) for part in _keys_and_values(cache))
+        shared = cache_of(part.index_select(0, chosen) for part in keys_and_values(cache))
         return shared, mask.index_select(0, chosen), logits.index_select(0, chosen)
 
     def _decode(self) -> Any:
@@ -152,8 +154,8 @@ class RunningBatch:
             input_ids=ids,
             attention_mask=mask,
             position_ids=positions,
-            past_key_values=cache,
             use_cache=True,
+            **{self._cache_keyword: cache},
             **self._last_only,
         )
         return output.logits[:, -1]
@@ -161,8 +163,8 @@ class RunningBatch:
     def _join(self, rows: Sequence[Row], cache: Any, mask: Any) -> None:
         if self.rows:
             length = max(mask.shape[1], self._mask.shape[1])
-            pairs = zip(_keys_and_values(self._cache), _keys_and_values(cache), strict=True)
-            self._cache = _cache_of(
+            pairs = zip(keys_and_values(self._cache), keys_and_values(cache), strict=True)
+            self._cache = cache_of(
                 torch.cat([_pad_left(ours, length, 2), _pad_left(theirs, length, 2)])
                 for ours, theirs in pairs
             )
@@ -237,20 +239,6 @@ def _left_padded(prompts: Sequence[Sequence[int]]) -> tuple[Any, Any]:
         ids[place, length - len(prompt) :] = torch.tensor(prompt)
         mask[place, length - len(prompt) :] = 1
     return ids, mask
-
-
-def _keys_and_values(cache: Any) -> list[Any]:
-    """Keys and values by turns, layer by layer, each of shape (rows, heads, length, width)."""
-    return [part for layer in cache.layers for part in (layer.keys, layer.values)]
-
-
-def _cache_of(parts: Any) -> Any:
-    """The reverse of `_keys_and_values`."""
-    cache = DynamicCache()
-    parts = iter(parts)
-    for layer, (keys, values) in enumerate(zip(parts, parts, strict=True)):
-        cache.update(keys, values, layer)
-    return cache
 
 
 def _pad_left(tensor: Any, length: int, dim: int) -> Any:

@@ -75,7 +75,7 @@ class TransformersPolicy:
                 f"dtype {config.dtype!r} is none of torch; use auto, float32 or bfloat16"
             )
         return cls(
-            lambda: _load_model(config.model_name, dtype, config.device),
+            lambda: load_model(config.model_name, dtype, config.device),
             max_batch_size=config.max_batch_size,
             torch_threads=config.torch_threads,
             load_tokenizer=lambda: _load_tokenizer(config.tokenizer),
@@ -147,6 +147,10 @@ class TransformersPolicy:
         turn.
         """
 
+    def version(self) -> str | None:
+        """The name of the weights that sample now."""
+        return self._running().version
+
     def stats(self) -> BatchStats:
         """Counters and gauges now."""
         return self._running().stats()
@@ -198,7 +202,8 @@ def _check_request(prompt: tuple[int, ...], params: SamplingParams, vocab_size: 
         raise PolicyRequestError(f"in-process sampling has no {sorted(params.extra)}")
 
 
-def _load_model(name: str, dtype: Any, device: str) -> Any:
+def load_model(name: str, dtype: Any, device: str) -> Any:
+    """A causal language model, ready to sample. Raises `OSError` or `ValueError` when it cannot be had."""
     from transformers import AutoModelForCausalLM  # noqa: PLC0415 - slow to import, and this runs off the loop
     from transformers.utils.logging import disable_progress_bar  # noqa: PLC0415
 

@@ -117,6 +117,11 @@ class BatchWorker:
             self._changed.notify()
         self._thread.join()
 
+    @property
+    def version(self) -> str | None:
+        """The name of the weights in the model."""
+        return self._version
+
     def stats(self) -> BatchStats:
         """Counters and gauges now."""
         return BatchStats(self._steps, self._tokens, len(self._batch.rows), len(self._inbox))

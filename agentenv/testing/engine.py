@@ -16,12 +16,12 @@ from starlette.applications import Starlette
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
+from agentenv.policy import engine_side
 from agentenv.policy.base import Completion
+from agentenv.policy.engine_side import Draft, EngineProtocol
 from agentenv.policy.router import CHECK_TRAJECTORY
 from agentenv.policy.server import TRAJECTORY_HEADER
-from agentenv.testing import protocols
 from agentenv.testing.faults import Fault, FaultPlan
-from agentenv.testing.protocols import Draft, EngineProtocol
 from agentenv.testing.script import (
     EncodesText,
     FakeRequest,
@@ -29,6 +29,7 @@ from agentenv.testing.script import (
     Script,
     ScriptExhaustedError,
 )
+from agentenv.testing.spoiling import spoil
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -93,9 +94,9 @@ class FakeEngine:
 
     def _routes(self, *, strings_only: bool) -> list[Route]:
         served = {
-            "/v1/completions": protocols.completions(strings_only=strings_only),
-            "/inference/v1/generate": protocols.GENERATE,
-            "/v1/chat/completions": protocols.CHAT,
+            "/v1/completions": engine_side.completions(strings_only=strings_only),
+            "/inference/v1/generate": engine_side.GENERATE,
+            "/v1/chat/completions": engine_side.CHAT,
         }
         routes = [
             Route(path, partial(self._respond, protocol), methods=["POST"])
@@ -118,7 +119,7 @@ class FakeEngine:
 
     async def _generate(self, request: Request) -> Response:
         body = await request.json()
-        protocol = protocols.SGLANG if "input_ids" in body else protocols.LEGACY
+        protocol = engine_side.SGLANG if "input_ids" in body else engine_side.LEGACY
         return await self._respond(protocol, request)
 
     async def _respond(self, protocol: EngineProtocol, request: Request) -> Response:
@@ -204,7 +205,7 @@ class FakeEngine:
             replace(completion, policy_version=in_body), prompt_tokens=len(asked.prompt_ids)
         )
         if fault is not None:
-            protocols.spoil(draft, fault, max_tokens=asked.max_tokens)
+            spoil(draft, fault, max_tokens=asked.max_tokens)
         content = json.dumps(protocol.write(draft)).encode()
         headers = {self._version_header: version} if self._version_header and version else {}
         return _delivery(content, headers, fault)

@@ -30,6 +30,7 @@ from agentenv.policy.base import Completion
 from agentenv.tokens.base import Message
 from agentenv.tokens.dialogue import Dialogue
 from agentenv.tokens.renderer import load_renderer
+from agentenv.training.tensors import common_prefix_length
 from agentenv_environments.shell_tasks.demonstrations import demonstrations, replies
 from agentenv_environments.shell_tasks.tokenizer import (
     CONTROL,
@@ -42,7 +43,6 @@ from agentenv_environments.shell_tasks.training import (
     Dataset,
     Row,
     Schedule,
-    common_prefix_length,
     train,
 )
 from agentenv_tools.toolsets import build_registry

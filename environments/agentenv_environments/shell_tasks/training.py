@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass
-from itertools import islice, takewhile
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import DynamicCache
 
+from agentenv.policy.transformers_cache import cache_keyword, prefix_cache
 from agentenv.tokens.base import IGNORE_TOKEN
+from agentenv.training.tensors import common_prefix_length
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -112,12 +113,6 @@ class _Fit:
         return float(loss.detach())
 
 
-def common_prefix_length(sequences: Sequence[Sequence[Any]]) -> int:
-    """How many elements all sequences begin with."""
-    columns = zip(*sequences, strict=False)
-    return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
-
-
 def _drills(rows: Iterable[Row], dice: random.Random) -> Iterator[Batch]:
     """Batches of random tokens said twice, of which the second time is learned."""
     written = sorted({label for _, labels in rows for label in labels if label != IGNORE_TOKEN})
@@ -144,18 +139,8 @@ def _loss(model: Any, prefix: list[int], batch: Batch) -> Any:
     width = max(len(tokens) for tokens, _ in batch)
     tokens = torch.tensor([row + [0] * (width - len(row)) for row, _ in batch])
     labels = torch.tensor([row + [IGNORE_TOKEN] * (width - len(row)) for _, row in batch])
-    cache = _prefix_cache(model, prefix, len(batch))
-    hidden = model.model(tokens, past_key_values=cache).last_hidden_state
+    cache = prefix_cache(model.model, torch.tensor(prefix), len(batch))
+    hidden = model.model(tokens, **{cache_keyword(model.model): cache}).last_hidden_state
     learned = labels[:, 1:] != IGNORE_TOKEN
     logits = model.lm_head(hidden[:, :-1][learned])
     return torch.nn.functional.cross_entropy(logits, labels[:, 1:][learned])
-
-
-def _prefix_cache(model: Any, prefix: list[int], rows: int) -> Any:
-    """Keys and values of the prefix for every row of a batch. Gradients flow through it."""
-    computed = model.model(torch.tensor([prefix]), use_cache=True).past_key_values
-    cache = DynamicCache()
-    for index, layer in enumerate(computed.layers):
-        keys, values = (part.expand(rows, -1, -1, -1) for part in (layer.keys, layer.values))
-        cache.update(keys, values, index)
-    return cache

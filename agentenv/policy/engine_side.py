@@ -1,14 +1,13 @@
-"""How each engine's requests are read and its replies are written. The counterpart of
-`agentenv.policy.wire`, made apart from it on purpose: a misunderstanding there is not repeated
-here.
+"""The engine's side of each protocol: how requests are read and replies are written, without input or output.
+
+The counterpart of `agentenv.policy.wire`, made apart from it on purpose: a misunderstanding there is not repeated
+here. Fake engines and the generation server of the demonstration trainer answer by it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-
-from agentenv.testing.faults import Fault
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,7 +19,7 @@ Json = dict[str, Any]
 
 @dataclass(slots=True)
 class Draft:
-    """A reply before it is written, open to being spoilt."""
+    """A reply before it is written. Not frozen: fake engines spoil some."""
 
     ids: list[Any] | None
     logprobs: list[Any] | None
@@ -48,7 +47,7 @@ class Draft:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """The parts of a request's body that scripts see."""
+    """The parts of a request's body that decide what is sampled."""
 
     prompt_ids: tuple[int, ...]
     messages: tuple[Json, ...]
@@ -64,68 +63,6 @@ class EngineProtocol:
 
     read: Callable[[Json], Asked]
     write: Callable[[Draft], Any]
-
-
-def spoil(draft: Draft, fault: Fault, *, max_tokens: int) -> None:
-    """Put `fault` into the reply; faults that are not of its content leave it as it is."""
-    if fault is Fault.TOO_MANY_TOKENS:
-        _lengthen(draft, max_tokens + 1)
-    elif fault in _SPOILERS:
-        _SPOILERS[fault](draft)
-
-
-def _lengthen(draft: Draft, length: int) -> None:
-    missing = length - len(draft.ids or ())
-    draft.ids = draft.ids_with_logprobs = [*(draft.ids or ()), *([1] * missing)]
-    draft.logprobs = [*(draft.logprobs or ()), *([-0.5] * missing)]
-
-
-def _set(**fields: Any) -> Callable[[Draft], None]:
-    def spoiler(draft: Draft) -> None:
-        for name, value in fields.items():
-            setattr(draft, name, value)
-
-    return spoiler
-
-
-def _last_id(value: int) -> Callable[[Draft], None]:
-    def spoiler(draft: Draft) -> None:
-        draft.ids = draft.ids_with_logprobs = [*(draft.ids or ())[:-1], value]
-
-    return spoiler
-
-
-def _last_logprob(value: float | None) -> Callable[[Draft], None]:
-    def spoiler(draft: Draft) -> None:
-        draft.logprobs = [*(draft.logprobs or ())[:-1], value]
-
-    return spoiler
-
-
-def _disagree(draft: Draft) -> None:
-    draft.ids = [token + 1 for token in draft.ids or ()]
-
-
-def _shorten_logprobs(draft: Draft) -> None:
-    draft.logprobs = (draft.logprobs or [])[:-1]
-
-
-_SPOILERS: dict[Fault, Callable[[Draft], None]] = {
-    Fault.EMPTY_CHOICES: _set(choices=0),
-    Fault.NULL_FINISH: _set(finish_reason=None),
-    Fault.ABORTED: _set(finish_reason="abort"),
-    Fault.NO_TOKENS: _set(ids=[], ids_with_logprobs=[], logprobs=[]),
-    Fault.IDS_MISSING: _set(ids=None, ids_with_logprobs=None),
-    Fault.IDS_OUT_OF_RANGE: _last_id(2**31 - 1),
-    Fault.IDS_NEGATIVE: _last_id(-1),
-    Fault.IDS_DISAGREE: _disagree,
-    Fault.LOGPROBS_MISSING: _set(logprobs=None),
-    Fault.LOGPROBS_SHORT: _shorten_logprobs,
-    Fault.LOGPROBS_NONE: _last_logprob(None),
-    Fault.LOGPROBS_POSITIVE: _last_logprob(0.5),
-    Fault.LOGPROBS_INFINITE: _last_logprob(float("-inf")),
-    Fault.LOGPROBS_NAN: _last_logprob(float("nan")),
-}
 
 
 # vLLM, /v1/completions
