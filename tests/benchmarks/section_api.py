@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import sys
 import tempfile
 import time
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -307,7 +306,6 @@ async def _cost_of_theirs(server: ServerProcess, group: dict[str, Any], times: i
         cwd=ROOT,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
-        stderr=sys.stderr,
     )
     order = json.dumps({"url": server.url, "group": group, "times": times}).encode() + b"\n"
     try:
