@@ -69,10 +69,10 @@ async def examine_engine(url: str | None = None) -> list[Protection]:
         return no_engine(str(error))
 
 
-def _uids_below(pid: int) -> frozenset[int]:
-    """User ids of every descendant of a process."""
+def _uids_below(server: int) -> frozenset[int]:
+    """User ids of every process below a sandbox server, but of its helper for mounts, which runs no commands."""
     uids: set[int] = set()
-    waiting = [pid]
+    waiting = [server]
     while waiting:
         folder = Path(f"/proc/{waiting.pop()}")
         with contextlib.suppress(OSError):  # it may end while we look
@@ -80,10 +80,23 @@ def _uids_below(pid: int) -> frozenset[int]:
                 int(child)
                 for task in (folder / "task").iterdir()
                 for child in (task / "children").read_text(encoding="ascii").split()
+                if not _helps(int(child), server)
             ]
             uids |= {Path(f"/proc/{child}").stat().st_uid for child in children}
             waiting += children
     return frozenset(uids)
+
+
+def _helps(pid: int, server: int) -> bool:
+    """Whether a process is the helper: it sees the processes of the server, but other mounts than it."""
+    try:
+        theirs, own = (
+            [Path(f"/proc/{process}/ns/{kind}").readlink() for kind in ("pid", "mnt")]
+            for process in (pid, server)
+        )
+    except OSError:  # it has ended, or is another user's, as no helper is
+        return False
+    return theirs[0] == own[0] and theirs[1] != own[1]
 
 
 async def _probe(config: LocalConfig, baited: dict[str, Any]) -> Findings:

@@ -2,7 +2,7 @@
 
 The root file system cannot be written, so no line of /etc/passwd can be. But the C libraries (glibc, musl) ask a name
 service at `PLACE` if there is one, by the protocol of nscd, and so do all programs that look users up. This one answers
-from the files that are there, and adds whoever asks. Only for itself: no slot finds out about another one.
+with what the files there say, and adds whoever asks. Only for itself: no slot finds out about another one.
 
 It is a process without any rights, forked from the server, so that what slots send it reaches nobody who has some.
 Where a library does not ask, slots' users have no name, and HOME, USER and LOGNAME alone.
