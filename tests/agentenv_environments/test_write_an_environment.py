@@ -68,8 +68,8 @@ async def test_the_verification_on_the_page_looks_at_the_workspace():
 
 
 def test_the_configuration_on_the_page_takes_the_file_on_the_page():
-    page = blocks("python")
-    config_class = defined_by(f"from agentenv import AgentEnv, AgentEnvConfig\n{page[2]}")[
+    (code,) = (block for block in blocks("python") if "class DeepFileConfig" in block)
+    config_class = defined_by(f"from agentenv import AgentEnv, AgentEnvConfig\n{code}")[
         "DeepFileConfig"
     ]
     file = yaml.safe_load(blocks("yaml")[0])
