@@ -24,11 +24,18 @@ _RESOLVE_S = 10.0
 _LOOKUPS_AT_ONCE = 8
 _WEB_PORTS = (80, 443)
 _NAME = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*")
-_TRANSLATED = tuple(
+_IN_USE = ipaddress.ip_network("2000::/3")
+"""What of IPv6 is given to anybody. Some of the rest stands for IPv4 addresses, which may be anything."""
+_NOT_PUBLIC = tuple(
     ipaddress.ip_network(net)
-    for net in ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32")
+    for net in (
+        *("2001::/32", "2002::/16", "192.88.99.0/24"),  # stand for others
+        "3fff::/20",  # for documentation
+        *("192.0.0.0/24", "168.63.129.16/32"),  # where clouds tell machines who they are
+    )
 )
-"""IPv6 addresses that stand for IPv4 ones, which may be anything."""
+_NUMBERS = re.compile(r"(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)")
+"""Names that resolvers take for spellings of addresses."""
 
 
 class RefusedError(Exception):
@@ -60,7 +67,7 @@ class Rule:
                 f"network_allow_list: {text!r} is no address of a service (link-local addresses tell machines who "
                 "they are, and are never reached)"
             )
-        if address is None and name != "*" and not _NAME.fullmatch(name.removeprefix("*.")):
+        if address is None and name != "*" and not _is_name(name.removeprefix("*.")):
             raise ValueError(
                 f"network_allow_list: {text!r} is no name; give `example.org`, `example.org:8443`, `*.example.org`, "
                 "an address, or `*` for every public name"
@@ -102,7 +109,7 @@ class AllowList:
             raise RefusedError(f"{host[:200]}:{port} is not in network_allow_list")
         if address is not None:
             return [address], port
-        if not _NAME.fullmatch(host):
+        if not _is_name(host):
             raise RefusedError(f"{host[:200]!r} is no name")
         found = [each for each in await self._resolve(host) if is_public(each)]
         if not found:
@@ -115,8 +122,10 @@ def is_public(address: Address) -> bool:
     if isinstance(address, ipaddress.IPv6Address):
         if address.ipv4_mapped is not None:
             return is_public(address.ipv4_mapped)
-        if any(address in network for network in _TRANSLATED):
+        if address not in _IN_USE:
             return False
+    if any(address in network for network in _NOT_PUBLIC):
+        return False
     if not address.is_global or address.is_multicast or address.is_unspecified:
         return False
     return not _is_of_this_machine(address)
@@ -139,6 +148,10 @@ def _may_be_listed(address: Address) -> bool:
         return not plain.is_link_local and _may_be_listed(plain)
     unused = address.version == 4 and address.is_reserved
     return not (address.is_multicast or address.is_unspecified or unused)
+
+
+def _is_name(host: str) -> bool:
+    return bool(_NAME.fullmatch(host)) and not _NUMBERS.fullmatch(host)
 
 
 def _is_wild(rule: Rule, address: Address | None) -> bool:
