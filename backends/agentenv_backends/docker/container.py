@@ -18,7 +18,7 @@ from agentenv_backends.docker.stream import AttachedStream
 from agentenv_backends.errors import EngineError, HostStartError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from agentenv_backends._uids import UidRange
     from agentenv_backends.allow_list import AllowList
@@ -75,13 +75,15 @@ class Container:
         stream.write(boot_payload())
         if self._allowed is not None:
             # Before any slot, or one could take the proxy's place.
-            await self._open_way_out(self._allowed, connection)
+            # Commands that are root can end the proxy, which must not get them another try: they go on without it.
+            on_lost = _nothing if settings.run_as_root else connection.abort
+            await self._open_way_out(self._allowed, on_lost)
         await connection.greet(settings, timeout_s)
         return connection
 
-    async def _open_way_out(self, allowed: AllowList, connection: HostConnection) -> None:
+    async def _open_way_out(self, allowed: AllowList, on_lost: Callable[[], None]) -> None:
         """Start the proxy. Without it commands would fail for no fault of theirs: then the host is lost."""
-        self._egress = egress = Egress(allowed, connection.abort)
+        self._egress = egress = Egress(allowed, on_lost)
         self._way_out = AttachedStream(egress, self._why_no_way_out)
         await self._engine.attach_process(self.name, PROXY_COMMAND, _PROXY_USER, self._way_out)
         try:
@@ -120,3 +122,7 @@ class Container:
             await self.remove()
         except EngineError as error:
             _log.warning("a container is left: %s", error)
+
+
+def _nothing() -> None:
+    """The container is none the worse for it."""

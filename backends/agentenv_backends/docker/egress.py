@@ -29,6 +29,8 @@ PROXY_COMMAND = (
 """What it is, in the container."""
 _CONNECT_S = 10.0
 _ADDRESSES_TRIED = 4
+_MOST_UNREAD = 64 << 20
+"""More than this does not wait for a proxy that keeps to the rules."""
 
 
 class Egress(asyncio.Protocol):
@@ -52,6 +54,8 @@ class Egress(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Called by asyncio: bytes from the proxy."""
+        if self._closed:
+            return
         try:
             for number, kind, payload in self._frames.feed(data):
                 self._take(number, kind, payload)
@@ -79,6 +83,8 @@ class Egress(asyncio.Protocol):
             self.ready.exception()  # seen, also when nobody waits for it any more
         for task in self._work:
             task.cancel()
+        if self._transport is not None:
+            self._transport.abort()
         _log.warning("the proxy of a container is gone: %s", reason)
         self._on_lost()
 
@@ -127,5 +133,8 @@ class Egress(asyncio.Protocol):
         raise RefusedError(f"{where} cannot be reached: {reason or type(reason).__name__}")
 
     def _send(self, frame: bytes) -> None:
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(frame)
+        if self._transport is None or self._transport.is_closing():
+            return
+        self._transport.write(frame)
+        if self._transport.get_write_buffer_size() > _MOST_UNREAD:
+            self._end("it does not read what it asked for")

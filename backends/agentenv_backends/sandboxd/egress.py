@@ -23,11 +23,18 @@ READY, OPEN, OPENED, REFUSED, DATA, END, TAKEN, RESET = range(8)
 WINDOW = 256 << 10
 MAX_PAYLOAD = 64 << 10
 MAX_CONNECTIONS = 128
+"""Of all slots of a container. Each may have as many as it leaves free for the others."""
 _HEADER = struct.Struct(">IBI")
 _MAX_HEAD = 32 << 10
+_MAX_ASKING = 128
+"""Clients whose request has not come yet. The one that is awaited longest makes room for the next."""
 _HEAD_S = 30.0
 _OPEN_S = 60.0
 _IDLE_S = 900.0
+_HALF_CLOSED_S = 60.0
+"""How long nothing may come for a client that sends no more: it may be gone altogether, which does not show."""
+_LOOK_AGAIN = b"all has been sent"
+_CLIENTS = "/proc/net/tcp"
 _Send = Callable[[bytes], None]
 
 
@@ -70,6 +77,7 @@ class Tunnel:
         self._credit = WINDOW
         self._untaken = 0
         self._room = asyncio.Event()
+        self._has_sent_all = False
         self._incoming: asyncio.Queue[Optional[bytes]] = asyncio.Queue()
         """What the other end sent; empty: it sends no more; None: it is gone."""
 
@@ -82,6 +90,8 @@ class Tunnel:
             self._incoming.put_nowait(payload)
         elif kind == TAKEN:
             self._credit += int.from_bytes(payload, "big")
+            if self._credit > WINDOW:
+                raise FrameError("more was taken than had been sent")
             self._room.set()
         elif kind == END:
             self._incoming.put_nowait(b"")
@@ -124,19 +134,26 @@ class Tunnel:
             data = await reader.read(min(self._credit, MAX_PAYLOAD))
             if not data:
                 self._send(encode(self.number, END))
+                self._has_sent_all = True
+                self._incoming.put_nowait(_LOOK_AGAIN)
                 return
             self._credit -= len(data)
             self._send(encode(self.number, DATA, data))
 
     async def _inward(self, writer: asyncio.StreamWriter) -> None:
-        while True:
-            data = await asyncio.wait_for(self._incoming.get(), _IDLE_S)
+        has_all = False
+        while not (has_all and self._has_sent_all):  # until then the other end may be lost
+            patience_s = _HALF_CLOSED_S if self._has_sent_all else _IDLE_S
+            data = await asyncio.wait_for(self._incoming.get(), None if has_all else patience_s)
+            if data is _LOOK_AGAIN:
+                continue
             if data is None:
                 raise ConnectionResetError("the other end is gone")
             if not data:
+                has_all = True
                 if writer.can_write_eof():
                     writer.write_eof()
-                return
+                continue
             writer.write(data)
             await writer.drain()
             self._untaken -= len(data)
@@ -194,6 +211,10 @@ class Proxy:
         self._send = send
         self._tunnels: Dict[int, Tunnel] = {}
         self._openings: Dict[int, asyncio.Future[Optional[str]]] = {}
+        self._asking: Dict[asyncio.StreamWriter, None] = {}
+        """Clients whose request has not come yet, in their order."""
+        self._ports: Dict[int, int] = {}
+        """Of clients, by the numbers of their connections."""
         self._last = 0
 
     def take(self, number: int, kind: int, payload: bytes) -> None:
@@ -211,7 +232,7 @@ class Proxy:
     ) -> None:
         """One connection of a client, to its end."""
         try:
-            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), _HEAD_S)
+            head = await self._read_head(reader, writer)
             where, first = parse_request(head)
         except RequestError as error:
             await _say(writer, "400 Bad Request", str(error))
@@ -220,16 +241,38 @@ class Proxy:
         else:
             await self._connect(where, first, reader, writer)
 
+    async def _read_head(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
+        if len(self._asking) >= _MAX_ASKING:
+            oldest = next(iter(self._asking))
+            del self._asking[oldest]
+            oldest.transport.abort()
+        self._asking[writer] = None
+        try:
+            return await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), _HEAD_S)
+        finally:
+            self._asking.pop(writer, None)
+
+    def _has_room(self, port: int) -> bool:
+        """Whether the user of the client at this port may have one more connection."""
+        free = MAX_CONNECTIONS - len(self._tunnels)
+        if len(self._tunnels) < free:
+            return True
+        users = users_by_port()
+        user = users.get(port)
+        return sum(users.get(other) == user for other in self._ports.values()) < free
+
     async def _connect(
         self, where: str, first: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
-        if len(self._tunnels) >= MAX_CONNECTIONS:
+        port = int(writer.get_extra_info("peername")[1])
+        if not self._has_room(port):
             await _say(writer, "503 Service Unavailable", "too many connections")
             return
         self._last += 1
         number = self._last
         opening = self._openings[number] = asyncio.get_running_loop().create_future()
         tunnel = self._tunnels[number] = Tunnel(number, self._send)
+        self._ports[number] = port
         try:
             self._send(encode(number, OPEN, where.encode("utf-8", "replace")[:1024]))
             reason = await asyncio.wait_for(opening, _OPEN_S)
@@ -243,7 +286,21 @@ class Proxy:
             self._send(encode(number, RESET))
             await _say(writer, "504 Gateway Timeout", "no answer from outside")
         finally:
-            del self._openings[number], self._tunnels[number]
+            del self._openings[number], self._tunnels[number], self._ports[number]
+
+
+def users_by_port() -> Dict[int, int]:
+    """Whose the connections are that were made from this machine's own ports."""
+    users = {}
+    try:
+        with open(_CLIENTS, encoding="ascii", errors="replace") as file:
+            for line in file:
+                parts = line.split()
+                if parts[0] != "sl":
+                    users[int(parts[1].rpartition(":")[2], 16)] = int(parts[7])
+    except (OSError, ValueError, IndexError):
+        return {}  # then all are one user, who has to share
+    return users
 
 
 async def _say(writer: asyncio.StreamWriter, status: str, reason: str) -> None:

@@ -30,6 +30,12 @@ class Pipe(asyncio.Transport):
     def is_closing(self):
         return False
 
+    def get_write_buffer_size(self):
+        return 0
+
+    def abort(self):
+        pass
+
 
 class Way:
     """A proxy and the driver's part, joined. `lost` says whether the driver gave the proxy up."""
@@ -211,21 +217,88 @@ async def test_what_is_no_request_ends_that_client_alone(request_):
         assert again.startswith(b"HTTP/1.1 200")
 
 
-async def test_more_connections_than_may_be_are_refused_and_the_rest_goes_on():
+async def connect(way, port, clients):
+    """The status that one more client gets, which stays connected."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", way.port)
+    clients.append(writer)
+    writer.write(f"CONNECT 127.0.0.1:{port} HTTP/1.1\r\n\r\n".encode())
+    async with asyncio.timeout(20):
+        return int((await reader.readuntil(b"\r\n\r\n")).split(b" ")[1])
+
+
+async def test_one_user_cannot_take_all_connections_and_the_others_share_the_rest(monkeypatch):
+    users: dict[int, list[asyncio.StreamWriter]] = {}
+
+    def users_by_port():
+        return {
+            writer.get_extra_info("sockname")[1]: user for user in users for writer in users[user]
+        }
+
+    monkeypatch.setattr(tunnels, "users_by_port", users_by_port)
     async with service(echo) as port, way_out(f"127.0.0.1:{port}") as way:
-        clients = []
-        answers = []
-        for _ in range(tunnels.MAX_CONNECTIONS + 20):
-            reader, writer = await asyncio.open_connection("127.0.0.1", way.port)
-            writer.write(f"CONNECT 127.0.0.1:{port} HTTP/1.1\r\n\r\n".encode())
-            clients.append(writer)
-            async with asyncio.timeout(20):
-                answers.append(int((await reader.readuntil(b"\r\n\r\n")).split(b" ")[1]))
-        assert answers.count(200) == tunnels.MAX_CONNECTIONS
-        assert set(answers) == {200, 503}
+        got = {}
+        for user in (1, 2, 3):
+            users[user] = []
+            answers = [await connect(way, port, users[user]) for _ in range(80)]
+            assert set(answers) == {200, 503}
+            got[user] = answers.count(200)
+        assert got == {1: 64, 2: 32, 3: 16}
         assert not way.lost
-        for writer in clients:
+        for writer in (writer for writers in users.values() for writer in writers):
             writer.transport.abort()
+
+
+async def test_whose_a_connection_is_is_known_by_its_port():
+    async with service(echo) as port:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        assert tunnels.users_by_port()[writer.get_extra_info("sockname")[1]] == os.getuid()
+        writer.transport.abort()
+
+
+async def test_clients_that_ask_for_nothing_keep_no_other_out():
+    async with service(echo_head) as port, way_out(f"127.0.0.1:{port}") as way:
+        idle = [await asyncio.open_connection("127.0.0.1", way.port) for _ in range(300)]
+        answer = await way.ask(f"GET http://127.0.0.1:{port}/ HTTP/1.1\r\n\r\n".encode())
+        assert answer.startswith(b"HTTP/1.1 200")
+        async with asyncio.timeout(10):
+            assert await idle[0][0].read() == b""  # it has waited longest
+        for _, writer in idle:
+            writer.transport.abort()
+
+
+async def test_a_client_that_is_gone_is_not_kept_for_a_server_that_says_nothing(monkeypatch):
+    monkeypatch.setattr(tunnels, "_HALF_CLOSED_S", 0.05)
+
+    async def say_nothing(reader, _writer):
+        await reader.read()
+        await asyncio.Event().wait()
+
+    async with service(say_nothing) as port, way_out(f"127.0.0.1:{port}") as way:
+        clients: list[asyncio.StreamWriter] = []
+        assert await connect(way, port, clients) == 200
+        clients[0].close()
+        async with asyncio.timeout(20):
+            while way.proxy._tunnels or way.egress._tunnels:
+                await asyncio.sleep(0.01)
+
+
+async def test_a_client_that_goes_after_all_it_had_to_say_takes_its_connection_with_it():
+    async def say_nothing(reader, _writer):
+        await reader.read()
+        await asyncio.Event().wait()
+
+    async with service(say_nothing) as port:
+        way = Way(f"127.0.0.1:{port}")
+        where = f"127.0.0.1:{port}".encode()
+        for kind, payload in ((tunnels.OPEN, where), (tunnels.END, b"")):
+            way.egress.data_received(tunnels.encode(1, kind, payload))
+        async with asyncio.timeout(20):
+            while not way.egress._tunnels[1]._incoming.empty():
+                await asyncio.sleep(0.01)
+            way.egress.data_received(tunnels.encode(1, tunnels.RESET))
+            while way.egress._tunnels:
+                await asyncio.sleep(0.01)
+        await way.egress.close()
 
 
 async def test_a_proxy_that_talks_nonsense_is_given_up():
@@ -245,6 +318,44 @@ async def test_a_proxy_that_sends_more_than_it_may_is_given_up():
             way.egress.data_received(tunnels.encode(1, tunnels.DATA, bytes(tunnels.MAX_PAYLOAD)))
         assert way.lost
         await way.egress.close()
+
+
+async def test_a_proxy_that_takes_what_was_not_sent_is_given_up():
+    async with service(echo) as port:
+        way = Way(f"127.0.0.1:{port}")
+        way.egress.data_received(tunnels.encode(1, tunnels.OPEN, f"127.0.0.1:{port}".encode()))
+        way.egress.data_received(tunnels.encode(1, tunnels.TAKEN, b"\xff" * 8))
+        assert way.lost
+        await way.egress.close()
+
+
+async def test_a_proxy_that_reads_nothing_is_given_up_and_not_waited_for():
+    class Deaf(Pipe):
+        unread = 0
+        aborted = False
+
+        def write(self, data):
+            self.unread += len(data)
+
+        def get_write_buffer_size(self):
+            return self.unread << 20
+
+        def abort(self):
+            self.aborted = True
+
+    way, deaf = Way("example.org"), Deaf(None)
+    way.egress.connection_made(deaf)
+    for number in range(2000):
+        if way.lost:
+            break
+        way.egress.data_received(tunnels.encode(number, tunnels.OPEN, b"elsewhere.org:443"))
+        await asyncio.sleep(0)
+    assert way.lost
+    assert deaf.aborted
+    way.egress.data_received(tunnels.encode(5000, tunnels.OPEN, b"example.org:443"))
+    await asyncio.sleep(0)
+    assert not way.egress._tunnels
+    await way.egress.close()
 
 
 # --- In containers --------------------------------------------------------------------------------
@@ -272,6 +383,23 @@ try:
 except OSError:
     pass
 print(sorted(name for _, name in socket.if_nameindex()))
+"""
+
+
+_END_THE_PROXY = """
+import os, socket, time
+proxies = [int(pid) for pid in os.listdir("/proc") if pid.isdigit() and os.stat("/proc/" + pid).st_uid == 65534]
+os.setresuid(65534, 65534, 65534)
+for pid in proxies:
+    os.kill(pid, 9)
+    print("ended")
+for _ in range(500):
+    try:
+        socket.create_connection(("127.0.0.1", 3128), timeout=5).close()
+    except ConnectionRefusedError:
+        print("connection refused")
+        break
+    time.sleep(0.02)
 """
 
 
@@ -332,3 +460,15 @@ class TestInContainers:
         async with asyncio.timeout(30):
             with pytest.raises(Exception, match="is gone"):
                 await lost
+
+    async def test_commands_that_are_root_get_no_second_try_by_ending_the_proxy(self, ground):
+        made = await ground(
+            slots=1, run_as_root=True, allow_network=True, network_allow_list=("*",)
+        )
+        slot = await made.pool.acquire("a")
+        assert (await python(made, slot, _END_THE_PROXY)).split() == [
+            "ended",
+            "connection",
+            "refused",
+        ]
+        assert await made.say(slot, "echo goes on") == "goes on\n"
