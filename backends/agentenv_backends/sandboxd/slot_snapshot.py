@@ -182,13 +182,16 @@ class _Packer:
 
 def _entries(top: int) -> Iterator[Tuple[int, bytes, str, os.stat_result]]:
     """Everything below a folder as (open parent, name, path, lstat), folders before what is in them."""
-    pending: List[Tuple[int, str, List[bytes]]] = [(os.dup(top), "", _names(top))]
+    pending: List[Tuple[_OpenFolder, str, List[bytes]]] = [
+        (_OpenFolder(os.dup(top)), "", _names(top))
+    ]
     try:
         while pending:
-            folder, prefix, names = pending[-1]
+            opened, prefix, names = pending[-1]
             if not names:
-                os.close(pending.pop()[0])
+                pending.pop()[0].close()
                 continue
+            folder = opened.descriptor
             name = names.pop()
             path = prefix + os.fsdecode(name)
             info = os.stat(name, dir_fd=folder, follow_symlinks=False)
@@ -196,12 +199,41 @@ def _entries(top: int) -> Iterator[Tuple[int, bytes, str, os.stat_result]]:
             if stat.S_ISDIR(info.st_mode):
                 if len(pending) > MAX_DEPTH:
                     raise RefusedError("too_large", "folders deeper than %d" % MAX_DEPTH)
-                below = _open_even_if_closed(name, folder, _FOLDER)
+                below = _OpenFolder(_open_even_if_closed(name, folder, _FOLDER))
                 pending.append((below, path + "/", []))
-                pending[-1][2].extend(_names(below))
+                below.let_pass()
+                pending[-1][2].extend(_names(below.descriptor))
     finally:
-        for folder, _, _ in pending:
-            os.close(folder)
+        for opened, _, _ in reversed(pending):
+            opened.close()
+
+
+class _OpenFolder:
+    """A folder that is open, and can be passed until it is closed even if its owner has closed it to itself."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self._mode = -1
+        """What it is to have again; -1: what it has."""
+
+    def let_pass(self) -> None:
+        """Only its owner can; somebody else needs no permission, or has none."""
+        mode = stat.S_IMODE(os.fstat(self.descriptor).st_mode)
+        if mode & stat.S_IXUSR:
+            return
+        try:
+            os.fchmod(self.descriptor, mode | stat.S_IXUSR)
+        except OSError:
+            return
+        self._mode = mode
+
+    def close(self) -> None:
+        """Give it back as it was."""
+        try:
+            if self._mode >= 0:
+                os.fchmod(self.descriptor, self._mode)
+        finally:
+            os.close(self.descriptor)
 
 
 def _names(folder: int) -> List[bytes]:

@@ -109,6 +109,47 @@ def test_an_unpacked_tree_packs_to_the_same_archive(tree: Path, tmp_path: Path) 
     assert stat.S_ISFIFO((copy / "pipe").stat().st_mode)
 
 
+def test_folders_that_their_owner_has_closed_to_itself_are_packed_and_stay_closed(
+    tmp_path: Path,
+) -> None:
+    top = tmp_path / "top"
+    for name, mode in (("shut", 0o000), ("no_pass", 0o600), ("no_look", 0o300)):
+        below = top / name / "below"
+        below.mkdir(parents=True)
+        (below / "file").write_text("found")
+        below.chmod(0o000)
+        (top / name).chmod(mode)
+    with folder_at(top) as folder, memory_file() as target:
+        if os.getuid() == 0:
+            owner = 65534
+            for path in (top, *top.rglob("*")):
+                os.chown(path, owner, owner)
+            child = os.fork()
+            if child == 0:
+                status = 1
+                try:
+                    os.setresuid(owner, owner, owner)
+                    pack(folder, target, ROOM)
+                    status = 0
+                finally:
+                    os._exit(status)
+            assert os.waitpid(child, 0)[1] == 0
+        else:
+            pack(folder, target, ROOM)
+        archive = io.BytesIO(os.pread(target, ROOM, 0))
+    with tarfile.open(fileobj=archive) as tar_file:
+        modes = {member.name: member.mode for member in tar_file}
+    assert {name for name in modes if name.endswith("file")} == {
+        f"{name}/below/file" for name in ("shut", "no_pass", "no_look")
+    }
+    assert (modes["shut"], modes["no_pass"], modes["no_look/below"]) == (0o000, 0o600, 0o000)
+    assert stat.S_IMODE((top / "shut").stat().st_mode) == 0o000
+    for path in (top / "shut", top / "no_pass", top / "no_look"):
+        path.chmod(0o700)
+        assert stat.S_IMODE((path / "below").stat().st_mode) == 0o000
+        (path / "below").chmod(0o700)
+
+
 NAMES = st.binary(min_size=1, max_size=20).filter(
     lambda name: not set(name) & {0, 47} and name not in (b".", b"..")
 )
