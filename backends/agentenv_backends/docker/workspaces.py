@@ -48,7 +48,8 @@ class WorkspaceImages:
 
     def __init__(self, config: DockerConfig, image_id: str) -> None:
         self._config = config
-        self._scope = json.dumps([_FORMAT, image_id, config.slots == 1])
+        # The size, because what fills one workspace has no room in a smaller one.
+        self._scope = json.dumps([_FORMAT, image_id, config.slots == 1, config.disk_mb])
 
     async def load(self, key: str) -> KeptSnapshot | None:
         """See `SnapshotCache.load`."""

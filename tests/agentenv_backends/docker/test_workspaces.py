@@ -38,6 +38,13 @@ def test_size_counts_too_and_the_newest_stays_whatever_it_takes():
     assert names(beyond(images, 0, 1, "it")) == {"small", "large"}
 
 
+def test_a_workspace_of_another_size_image_or_kind_of_container_is_another_one():
+    configs = (DockerConfig(), DockerConfig(disk_mb=8), DockerConfig(slots=1))
+    caches = [WorkspaceImages(config, "sha256:a") for config in configs]
+    caches.append(WorkspaceImages(DockerConfig(), "sha256:b"))
+    assert len({cache._digest("key") for cache in caches}) == len(caches)
+
+
 # --- With an engine ---------------------------------------------------------------------------------
 
 real = [pytest.mark.docker, needs_engine]
