@@ -313,9 +313,11 @@ class Collector:
         else:
             await cancel_all(tasks)
         for task in tasks:
-            if not task.cancelled() and task.exception():
+            if task.done() and not task.cancelled() and task.exception():
                 logger.warning("a group failed while it was being ended: %s", task.exception())
-        state.backlog.extendleft(work for task, work in state.running.items() if task.cancelled())
+        state.backlog.extendleft(
+            work for task, work in state.running.items() if not task.done() or task.cancelled()
+        )
         state.running.clear()
         state.fetching = None
 

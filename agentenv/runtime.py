@@ -41,6 +41,8 @@ logger = logging.getLogger(__name__)
 
 RELEASE_PATIENCE_S = 0.5
 """How long work that is cancelled may take to give its slots back before the hosts are ended under it."""
+_END_PATIENCE_S = 1.5
+"""How long it may take after that."""
 
 
 class EnvRuntime:
@@ -128,7 +130,8 @@ class EnvRuntime:
         """Cancel work that uses this runtime, and return when it has ended.
 
         Whoever is cancelled waits until its slot is reset. Where that takes long, because hosts do not answer, the
-        sandboxes are ended under it: only for work after which nothing else is to come.
+        sandboxes are ended under it: only for work after which nothing else is to come. What does not end even then,
+        as code of an environment that catches its cancellation, is logged and left.
         """
         for task in tasks:
             task.cancel()
@@ -137,7 +140,13 @@ class EnvRuntime:
         _, unfinished = await asyncio.wait(tasks, timeout=RELEASE_PATIENCE_S)
         if unfinished:
             await self.backend.stop()
-            await asyncio.wait(unfinished)
+            _, left = await asyncio.wait(unfinished, timeout=_END_PATIENCE_S)
+            if left:
+                logger.warning(
+                    "%d of what was under way goes on although it was cancelled, and is left: does the environment "
+                    "catch CancelledError?",
+                    len(left),
+                )
 
     async def _stop(self) -> None:
         executor, self._executor = self._executor, None

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
+from agentenv.cli.event_loop import run_to_the_end
 from agentenv.cli.settings import Settings
 from agentenv.process import process
 from agentenv.rollout import finish
@@ -46,7 +47,7 @@ def run_process(
     env_class: type[AgentEnv[Any]], settings: Settings, options: ProcessOptions, console: Console
 ) -> int:
     """Collect groups into a run directory, showing progress, and end with a summary."""
-    return asyncio.run(_process(env_class, settings, options, console))
+    return run_to_the_end(_process(env_class, settings, options, console))
 
 
 async def _process(
@@ -66,7 +67,7 @@ def run_serve(
     env_class: type[AgentEnv[Any]], settings: Settings, options: ProcessOptions, console: Console
 ) -> int:
     """Feed a trainer, showing progress, and end with a summary."""
-    return asyncio.run(_serve(env_class, settings, options, console))
+    return run_to_the_end(_serve(env_class, settings, options, console))
 
 
 async def _serve(

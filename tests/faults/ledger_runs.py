@@ -69,13 +69,18 @@ class LedgerRun:
 
 @asynccontextmanager
 async def ledger_run(
-    folder: Path, engine_url: str, backend: dict[str, Any], *flags: str, total_steps: int = -1
+    folder: Path,
+    engine_url: str,
+    backend: dict[str, Any],
+    *flags: str,
+    total_steps: int = -1,
+    environment: str = "tests.faults.ledger_env:LedgerEnv",
 ) -> AsyncIterator[LedgerRun]:
     """One that has just been started, with a policy served at `engine_url`; endless unless `total_steps` is given."""
     folder.mkdir(exist_ok=True)
     TOKENIZER.save_pretrained(folder / "tokenizer")
     config = {
-        "environment": "tests.faults.ledger_env:LedgerEnv",
+        "environment": environment,
         "env": {
             "tokenizer_name": str(folder / "tokenizer"),
             "renderer": "qwen3",

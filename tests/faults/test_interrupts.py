@@ -24,12 +24,12 @@ def append_then_hang(request: FakeRequest) -> str:
 
 
 @asynccontextmanager
-async def _process(tmp_path: Path, script) -> AsyncIterator[LedgerRun]:
+async def _process(tmp_path: Path, script, **options) -> AsyncIterator[LedgerRun]:
     """`agentenv process` under way, with a few groups written."""
     backend = {"type": "local", "slots": 16}
     async with (
         running_engine(script=script, tokenizer=TOKENIZER, end_ids=END_IDS) as engine,
-        ledger_run(tmp_path, engine.base_url, backend) as running,
+        ledger_run(tmp_path, engine.base_url, backend, **options) as running,
     ):
         await running.under_way()
         yield running
@@ -68,3 +68,14 @@ async def test_a_second_ctrl_c_ends_calls_that_are_under_way(tmp_path: Path):
         status = await running.ended(within_s=_ENDS_WITHIN_S)
         assert status == 0, running.output
         await _check_nothing_is_lost(running, written)
+
+
+@pytest.mark.parametrize("kind", ["ThreadedEnv", "StubbornEnv"])
+async def test_a_verifier_that_does_not_end_keeps_no_run_from_ending(tmp_path: Path, kind: str):
+    environment = f"tests.faults.stuck_env:{kind}"
+    async with _process(tmp_path, append_by_seed, environment=environment) as running:
+        running.process.send_signal(signal.SIGINT)
+        status = await running.ended(within_s=_ENDS_WITHIN_S)
+        assert status == 0, running.output
+        assert "it is left" in running.output
+        await _check_nothing_is_lost(running, 3)
