@@ -21,7 +21,11 @@ if TYPE_CHECKING:
     Resolve = Callable[[str], Awaitable[Sequence[Address]]]
 
 _RESOLVE_S = 10.0
+_PATIENCE_S = 30.0
 _LOOKUPS_AT_ONCE = 8
+"""Of one list. Names whose servers do not answer, which anybody can have, hold up nobody else's."""
+_MOST_THREADS = 256
+"""Of all lists; also those that are no longer waited for."""
 _WEB_PORTS = (80, 443)
 _NAME = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*")
 _IN_USE = ipaddress.ip_network("2000::/3")
@@ -93,6 +97,7 @@ class AllowList:
     def __init__(self, rules: Sequence[str], resolve: Resolve | None = None) -> None:
         self._rules = [Rule.parse(text) for text in rules]
         self._resolve = resolve or _looked_up
+        self._lookups = asyncio.Semaphore(_LOOKUPS_AT_ONCE)
 
     async def addresses(self, where: str) -> tuple[list[Address], int]:
         """The addresses to try for `host:port`, and the port. Raises `RefusedError`.
@@ -111,10 +116,17 @@ class AllowList:
             return [address], port
         if not _is_name(host):
             raise RefusedError(f"{host[:200]!r} is no name")
-        found = [each for each in await self._resolve(host) if is_public(each)]
+        found = [each for each in await self._look_up(host) if is_public(each)]
         if not found:
             raise RefusedError(f"{host} has no public address")
         return found, port
+
+    async def _look_up(self, name: str) -> Sequence[Address]:
+        try:
+            async with asyncio.timeout(_PATIENCE_S), self._lookups:
+                return await self._resolve(name)
+        except TimeoutError as error:
+            raise RefusedError(f"{name} was not looked up within {_PATIENCE_S:g} s") from error
 
 
 def is_public(address: Address) -> bool:
@@ -211,28 +223,23 @@ async def _looked_up(name: str) -> list[Address]:
             ]
         except (OSError, ValueError) as error:
             found = OSError(str(error))
+        _threads.release()
         try:
             loop.call_soon_threadsafe(settle, found)
         except RuntimeError:
             return  # the loop has ended meanwhile
 
-    async with _lookups():
-        threading.Thread(target=look, name="look-up", daemon=True).start()
-        try:
-            async with asyncio.timeout(_RESOLVE_S):
-                found = await answer
-        except TimeoutError as error:
-            raise RefusedError(f"{name} was not looked up within {_RESOLVE_S:g} s") from error
+    if not _threads.acquire(blocking=False):
+        raise RefusedError(f"{name} is not looked up: too many others are")
+    threading.Thread(target=look, name="look-up", daemon=True).start()
+    try:
+        async with asyncio.timeout(_RESOLVE_S):
+            found = await answer
+    except TimeoutError as error:
+        raise RefusedError(f"{name} was not looked up within {_RESOLVE_S:g} s") from error
     if isinstance(found, OSError):
         raise RefusedError(f"{name} cannot be looked up: {found}")
     return list(dict.fromkeys(found))
 
 
-_semaphores: dict[asyncio.AbstractEventLoop, asyncio.Semaphore] = {}
-
-
-def _lookups() -> asyncio.Semaphore:
-    loop = asyncio.get_running_loop()
-    for other in [other for other in _semaphores if other.is_closed()]:
-        del _semaphores[other]
-    return _semaphores.setdefault(loop, asyncio.Semaphore(_LOOKUPS_AT_ONCE))
+_threads = threading.Semaphore(_MOST_THREADS)

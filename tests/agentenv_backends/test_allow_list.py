@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import socket
+import threading
 
 import pytest
 from pydantic import ValidationError
@@ -178,6 +180,31 @@ async def test_looking_up_takes_a_name_once(monkeypatch: pytest.MonkeyPatch) -> 
     found, port = await AllowList(["example.org"]).addresses("example.org:443")
     assert ([str(address) for address in found], port) == ([PUBLIC], 443)
     assert asked == ["example.org"]
+
+
+async def test_names_that_nobody_answers_for_hold_up_no_other_list(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answers = threading.Event()
+
+    def getaddrinfo(name: str, *_rest: object, **_options: object) -> list[object]:
+        if name != "example.org":
+            answers.wait(30)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (PUBLIC, 0))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    hostile = AllowList(["*"])
+    waiting = [asyncio.create_task(hostile.addresses(f"{n}.a.org:443")) for n in range(50)]
+    await asyncio.sleep(0)
+    try:
+        async with asyncio.timeout(5):
+            found, _ = await AllowList(["example.org"]).addresses("example.org:443")
+        assert [str(address) for address in found] == [PUBLIC]
+    finally:
+        answers.set()
+        for task in waiting:
+            task.cancel()
+        await asyncio.wait(waiting)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+from functools import partial
 from typing import TYPE_CHECKING
 
 from agentenv_backends.allow_list import RefusedError
@@ -44,6 +45,8 @@ class Egress(asyncio.Protocol):
         self._frames = tunnels.FrameReader()
         self._tunnels: dict[int, tunnels.Tunnel] = {}
         self._work: set[asyncio.Task[None]] = set()
+        self._opening: dict[int, asyncio.Task[None]] = {}
+        """Those that have no connection yet, by its number."""
         self._transport: asyncio.Transport | None = None
         self._closed = False
 
@@ -94,6 +97,8 @@ class Egress(asyncio.Protocol):
                 self.ready.set_result(None)
         elif kind == tunnels.OPEN:
             self._open(number, payload.decode("utf-8", "replace"))
+        elif kind == tunnels.RESET and number in self._opening:
+            self._opening[number].cancel()  # nobody waits for it any more
         elif number in self._tunnels:
             self._tunnels[number].take(kind, payload)
 
@@ -106,7 +111,13 @@ class Egress(asyncio.Protocol):
         tunnel = self._tunnels[number] = tunnels.Tunnel(number, self._send)
         task = asyncio.get_running_loop().create_task(self._serve(tunnel, where), name="egress")
         self._work.add(task)
-        task.add_done_callback(self._work.discard)
+        self._opening[number] = task
+        task.add_done_callback(partial(self._forget, number))
+
+    def _forget(self, number: int, task: asyncio.Task[None]) -> None:
+        self._work.discard(task)
+        self._opening.pop(number, None)
+        self._tunnels.pop(number, None)
 
     async def _serve(self, tunnel: tunnels.Tunnel, where: str) -> None:
         try:
@@ -116,10 +127,9 @@ class Egress(asyncio.Protocol):
             reason = str(error).encode("utf-8", "replace")
             self._send(tunnels.encode(tunnel.number, tunnels.REFUSED, reason))
         else:
+            del self._opening[tunnel.number]
             self._send(tunnels.encode(tunnel.number, tunnels.OPENED))
             await tunnel.carry(reader, writer)
-        finally:
-            del self._tunnels[tunnel.number]
 
     async def _connect(self, where: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         addresses, port = await self._allowed.addresses(where)

@@ -301,6 +301,25 @@ async def test_a_client_that_goes_after_all_it_had_to_say_takes_its_connection_w
         await way.egress.close()
 
 
+async def test_a_connection_that_nobody_waits_for_any_more_is_not_made():
+    looking = asyncio.Event()
+
+    async def resolve(_name):
+        looking.set()
+        await asyncio.Event().wait()
+        return []
+
+    egress = Egress(AllowList(["*"], resolve), lambda: None)
+    egress.connection_made(Pipe(lambda data: None))
+    egress.data_received(tunnels.encode(1, tunnels.OPEN, b"slow.example.org:443"))
+    async with asyncio.timeout(20):
+        await looking.wait()
+        egress.data_received(tunnels.encode(1, tunnels.RESET))
+        while egress._tunnels or egress._work:
+            await asyncio.sleep(0.01)
+    await egress.close()
+
+
 async def test_a_proxy_that_talks_nonsense_is_given_up():
     way = Way("*")
     way.egress.data_received(b"\xff" * 20)
