@@ -49,11 +49,13 @@ class Deadlines:
         now = max(asyncio.get_running_loop().time(), self._rings_at)
         self._timer, self._rings_at = None, inf
         over = [key for key, (at, _) in self._due.items() if at <= now]
-        for key in over:
-            _, overdue = self._due.pop(key, (0.0, _nothing))
-            overdue()
-        if self._due:
-            self._set(min(at for at, _ in self._due.values()))
+        try:
+            for key in over:
+                _, overdue = self._due.pop(key, (0.0, _nothing))
+                overdue()
+        finally:  # one that raises takes nobody else's deadline with it
+            if self._due:
+                self._set(min(at for at, _ in self._due.values()))
 
 
 def _nothing() -> None:

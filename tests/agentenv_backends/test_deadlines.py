@@ -77,3 +77,23 @@ def test_closed_it_calls_nobody_and_can_be_used_again() -> None:
         assert called == ["after"]
 
     run_in_virtual_time(main())
+
+
+def test_one_that_fails_takes_no_other_with_it() -> None:
+    async def main() -> None:
+        loop, deadlines = asyncio.get_running_loop(), Deadlines()
+        failures: list[object] = []
+        loop.set_exception_handler(lambda _, context: failures.append(context["exception"]))
+        called: list[str] = []
+
+        def fail() -> None:
+            raise RuntimeError("a bug")
+
+        deadlines.add("fails", 1.0, fail)
+        deadlines.add("same time", 1.0, lambda: called.append("same time"))
+        deadlines.add("later", 2.0, lambda: called.append("later"))
+        await asyncio.sleep(3)
+        assert called == ["same time", "later"]
+        assert len(failures) == 1
+
+    run_in_virtual_time(main())
