@@ -111,11 +111,16 @@ def _lines(path: str, parts: int) -> List[List[str]]:
             lines = [line.rstrip("\n").split(":") for line in file]
     except OSError:
         return []
-    return [line for line in lines if len(line) == parts and line[2].isdigit()]
+    return [line for line in lines if len(line) == parts and _is_id(line[2])]
+
+
+def _is_id(text: str) -> bool:
+    """Whether the kernel knows such a number: an image's files may hold anything."""
+    return text.isascii() and text.isdigit() and len(text) <= 10 and int(text) < 1 << 32
 
 
 def _user(line: List[str]) -> User:
-    gid = int(line[3]) if line[3].isdigit() else int(line[2])
+    gid = int(line[3] if _is_id(line[3]) else line[2])
     return User(line[0], int(line[2]), gid, line[4], line[5], line[6])
 
 

@@ -103,3 +103,16 @@ def test_other_questions_are_left_to_others(service: Names, kind: int) -> None:
 def test_what_is_no_request_is_refused_at_its_head(request_: bytes) -> None:
     with pytest.raises(ValueError, match="no request"):
         names._is_whole(request_)
+
+
+@pytest.mark.parametrize("number", ["4294967296", "²", "9" * 5000, "-1", ""])
+def test_lines_of_an_image_with_numbers_that_no_kernel_knows_are_passed_over(
+    tmp_path: Path, number: str
+) -> None:
+    (tmp_path / "passwd").write_text(f"odd:x:{number}:0::/:/bin/sh\nlast:x:7:{number}::/:/bin/sh\n")
+    (tmp_path / "group").write_text(f"odd:x:{number}:last\nlast:x:8:last\n")
+    service = Names([], str(tmp_path))
+    assert user(service.answer(BY_NAME, "odd", 1)) is None
+    assert user(service.answer(BY_NAME, "last", 1)) == ("last", 7, 7, "/")
+    assert group(service.answer(GROUP_BY_NAME, "odd", 1)) is None
+    assert service.answer(GROUPS_OF, "last", 1)
