@@ -121,7 +121,7 @@ class ServerState:
         self.counts["groups"] += 1
         queued, left = self.queue.put(entry, self.registry.env(group.env_id))
         stored = next((placed for placed in queued if placed.seq == entry.seq), entry)
-        out += sql.insert_group(stored, group.body)
+        out.append(sql.insert_group(stored, group.body))
         if others := [placed for placed in queued if placed.seq != entry.seq]:
             out.append(sql.place_groups(others))
         if stored.position is not None:

@@ -31,6 +31,18 @@ create table answers (group_id text primary key, seq integer not null, answer te
 create index answers_by_age on answers (seq);
 """
 
+ARRIVALS = """
+create temp view arrivals as select seq, rows, size, env_id, policy_version, group_id, position, body
+    from groups join bodies using (seq);
+create temp trigger arrive instead of insert on arrivals begin
+    insert into groups values
+        (new.seq, new.rows, new.size, new.env_id, new.policy_version, new.group_id, new.position);
+    insert into bodies values (new.seq, new.body);
+end;
+"""
+"""Both rows of a group by one statement, on the writer's connection: each call of SQLite gives up the interpreter's
+lock, and waits for it while the event loop is busy."""
+
 
 class Statement(NamedTuple):
     """One change."""
@@ -41,7 +53,7 @@ class Statement(NamedTuple):
     """Run once for each of these, instead of for `values`."""
 
 
-def insert_group(entry: Entry, body: bytes) -> list[Statement]:
+def insert_group(entry: Entry, body: bytes) -> Statement:
     """A group that arrived."""
     row = (
         entry.seq,
@@ -51,11 +63,9 @@ def insert_group(entry: Entry, body: bytes) -> list[Statement]:
         entry.policy_version,
         entry.group_id,
         entry.position,
+        body,
     )
-    return [
-        Statement("insert into groups values (?, ?, ?, ?, ?, ?, ?)", row),
-        Statement("insert into bodies values (?, ?)", (entry.seq, body)),
-    ]
+    return Statement("insert into arrivals values (?, ?, ?, ?, ?, ?, ?, ?)", row)
 
 
 def place_groups(entries: Iterable[Entry]) -> Statement:

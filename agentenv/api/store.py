@@ -25,7 +25,7 @@ from agentenv.api.leases import Batch
 from agentenv.api.queue import Entry
 from agentenv.api.registry import Environment, Registry
 from agentenv.api.state import ServerState
-from agentenv.api.statements import FORMAT, TABLES, Statement, put_meta
+from agentenv.api.statements import ARRIVALS, FORMAT, TABLES, Statement, put_meta
 from agentenv.errors import ConfigError, RunDirectoryError, TrajectoryStoreError
 from agentenv.run.lock import FileLock
 
@@ -202,13 +202,7 @@ class Store:
         if not statements:
             return None
         try:
-            connection.execute("begin immediate")
-            for statement in statements:
-                if statement.many is None:
-                    connection.execute(statement.sql, statement.values)
-                else:
-                    connection.executemany(statement.sql, statement.many)
-            connection.execute("commit")
+            _execute(connection, statements)
             self._unsynced = not self._sync_every_commit
         except Exception as error:  # noqa: BLE001 - of values SQLite cannot hold, too
             with suppress(sqlite3.Error):  # sqlite itself rolls back after some errors
@@ -250,6 +244,7 @@ class Store:
         if fresh:
             _make_tables(connection)
         _check_format(connection)
+        connection.executescript(ARRIVALS)
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(
@@ -257,6 +252,19 @@ class Store:
         )
         connection.execute(f"pragma cache_size = -{_CACHE_KIB}")
         return connection
+
+
+def _execute(connection: sqlite3.Connection, statements: Sequence[Statement]) -> None:
+    if len(statements) == 1 and statements[0].many is None:  # a transaction of its own
+        connection.execute(statements[0].sql, statements[0].values)
+        return
+    connection.execute("begin immediate")
+    for statement in statements:
+        if statement.many is None:
+            connection.execute(statement.sql, statement.values)
+        else:
+            connection.executemany(statement.sql, statement.many)
+    connection.execute("commit")
 
 
 def _resolve(submissions: Sequence[_Submission], error: str | None, path: Path) -> None:
