@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 _ENV_PREFIX = "TRAJECTORY_SERVER_"
 _SWITCH_INTERVAL_S = 0.001
 """How long a thread that works on numbers keeps the interpreter from answering other requests."""
+_REUSED_BYTES = 16 << 20
+"""Buffers up to so large are used again, not given back to the system after each request."""
 
 _HELP = """
 Trainers and environments of the Atropos protocol work with it as they are. Everything acknowledged is in the database
@@ -109,8 +111,15 @@ def run_api(options: argparse.Namespace, console: Console) -> int:
     server = TrajectoryServer(address, api)
     kept = f"data: {api.data}" if api.data else "nothing is kept after its end: no --data"
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    _reuse_buffers()
     asyncio.run(run_until_stopped(serving_api(server), server, announcer(console, kept)))
     return OK
+
+
+def _reuse_buffers() -> None:
+    # glibc keeps what is freed up to twice the largest block it has seen go. Otherwise half a megabyte of JSON costs
+    # two hundred page faults, a quarter of the time that reading it takes. Elsewhere this does nothing.
+    bytes(_REUSED_BYTES)
 
 
 def _api_settings(options: argparse.Namespace) -> ApiSettings:
