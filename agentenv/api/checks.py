@@ -15,7 +15,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from agentenv.api.group import JSON_KEYS, OPTIONAL_ARRAYS, UNTRAINED, GroupError, WireGroup
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
+
+    from agentenv.api.codec import OpenBody
 
 MAX_NAME_CHARS = 128
 _MAX_ID = 2**31 - 1
@@ -92,7 +96,27 @@ def check_group(group: WireGroup, *, misaligned_advantages: bool = False) -> Non
     _check_extras(group, misaligned_advantages=misaligned_advantages)
 
 
-def _check_extras(group: WireGroup, *, misaligned_advantages: bool) -> None:
+def check_packed(body: OpenBody, *, misaligned_advantages: bool = False) -> None:
+    """As `check_group`, of a group that came packed. Spreads it out only to say what is wrong with it."""
+    _check_json(body.extras)
+    if _plainly_right(body):
+        _check_extras(body, misaligned_advantages=misaligned_advantages)
+    else:
+        check_group(body.group(), misaligned_advantages=misaligned_advantages)
+
+
+def _plainly_right(body: OpenBody) -> bool:
+    numbers = [body.scores, body.inference_logprobs, body.ref_logprobs, body.advantages]
+    return bool(
+        body.masks is None
+        and body.rows
+        and body.lengths.min() > 0
+        and body.tokens.min() >= 0
+        and all(np.isfinite(flat).all() for flat in numbers if flat is not None)
+    )
+
+
+def _check_extras(group: WireGroup | OpenBody, *, misaligned_advantages: bool) -> None:
     if (version := group.policy_version) is not None and not 0 <= version <= 2**53:
         raise GroupError(("policy_version",), f"is {version}; must be a step, 0 or more")
     if group.group_id is not None and not is_name(group.group_id):
@@ -108,7 +132,7 @@ def _check_extras(group: WireGroup, *, misaligned_advantages: bool) -> None:
             raise GroupError((key,), "must have as many rows as tokens, each as long")
 
 
-def _all_sft(group: WireGroup) -> bool:
+def _all_sft(group: WireGroup | OpenBody) -> bool:
     """Rows for supervised training have no use for advantages."""
     overrides = orjson.loads(group.extras.get("overrides", b"[]"))
     return bool(overrides) and all(row.get("sft") is True for row in overrides)
@@ -129,9 +153,8 @@ def _bounded(group: WireGroup, key: str, wrong: NDArray[np.bool_], rule: str) ->
     raise GroupError((key, row, index - start), f"is {value}; {rule}")
 
 
-def check_packed_extras(group: WireGroup) -> None:
-    """The extras of a group that came in the binary form. Raises `GroupError`."""
-    for key, text in group.extras.items():
+def _check_json(extras: Mapping[str, bytes]) -> None:
+    for key, text in extras.items():
         try:
             value = orjson.loads(text)
         except orjson.JSONDecodeError as error:

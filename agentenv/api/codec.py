@@ -100,8 +100,70 @@ def _logprob_section(group: WireGroup, trained: np.ndarray) -> tuple[int, np.nda
     return _LOGPROBS_OF_ALL, logprobs
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class OpenBody:
+    """A packed group's arrays as they lie in its body, read-only views; `group` spreads them out."""
+
+    packed: PackedGroup
+    lengths: np.ndarray
+    tokens: np.ndarray
+    scores: np.ndarray
+    trained: np.ndarray
+    """Which positions are trained on."""
+    masks: np.ndarray | None
+    """None where each mask is the token or -100."""
+    inference_logprobs: np.ndarray | None
+    """Of the trained positions alone with `trained_logprobs`, else of all."""
+    trained_logprobs: bool
+    ref_logprobs: np.ndarray | None
+    advantages: np.ndarray | None
+    extras: Mapping[str, bytes]
+
+    @property
+    def rows(self) -> int:
+        """How many trajectories the group has."""
+        return len(self.lengths)
+
+    @property
+    def policy_version(self) -> int | None:
+        """As in `WireGroup`."""
+        return self.packed.policy_version
+
+    @property
+    def group_id(self) -> str | None:
+        """As in `WireGroup`."""
+        return self.packed.group_id
+
+    def group(self) -> WireGroup:
+        """One value for each token, in every array."""
+        masks, logprobs = self.masks, self.inference_logprobs
+        if masks is None:
+            masks = np.where(self.trained, self.tokens, np.int32(UNTRAINED))
+        if logprobs is not None and self.trained_logprobs:
+            logprobs = np.full(len(self.trained), MASKED_LOGPROB, np.float32)
+            logprobs[self.trained] = self.inference_logprobs
+        return WireGroup(
+            lengths=self.lengths,
+            tokens=self.tokens,
+            masks=masks,
+            scores=self.scores,
+            inference_logprobs=logprobs,
+            ref_logprobs=self.ref_logprobs,
+            advantages=self.advantages,
+            extras=self.extras,
+            env_id=self.packed.env_id,
+            policy_version=self.policy_version,
+            group_id=self.group_id,
+        )
+
+
 def unpack(packed: PackedGroup, *, max_bytes: int = DEFAULT_MAX_BODY_BYTES) -> WireGroup:
-    """The arrays of a packed group, read-only views. Raises `CodecError`."""
+    """The arrays of a packed group. Raises `CodecError`."""
+    return open_body(packed, max_bytes=max_bytes).group()
+
+
+def open_body(packed: PackedGroup, *, max_bytes: int = DEFAULT_MAX_BODY_BYTES) -> OpenBody:
+    """What a body holds, where it lies. Raises `CodecError`."""
     raw = _inflate(packed.body, max_bytes)
     if len(raw) < _HEADER.size:
         raise CodecError(f"a body of {len(raw)} bytes is shorter than its header")
@@ -113,51 +175,56 @@ def unpack(packed: PackedGroup, *, max_bytes: int = DEFAULT_MAX_BODY_BYTES) -> W
     tokens = reader.array(np.int32, count)
     if rows and (int(lengths.min()) < 0 or int(lengths.sum(dtype=np.int64)) != count):
         raise CodecError(f"the lengths of the rows do not sum to {count} tokens")
-    values, trained = _read_masks(reader, masks, tokens)
-    return WireGroup(
+    values, trained = _read_masks(reader, masks, count)
+    return OpenBody(
+        packed,
         lengths=lengths,
         tokens=tokens,
-        masks=values,
         scores=scores,
+        trained=trained,
+        masks=values,
         inference_logprobs=_read_logprobs(reader, logprobs, trained),
+        trained_logprobs=logprobs == _LOGPROBS_OF_TRAINED,
         ref_logprobs=reader.array(np.float32, count) if flags & _HAS_REF else None,
         advantages=reader.array(np.float64, count) if flags & _HAS_ADVANTAGES else None,
         extras=reader.extras(extras),
-        env_id=packed.env_id,
-        policy_version=packed.policy_version,
-        group_id=packed.group_id,
     )
 
 
-def _inflate(body: bytes, max_bytes: int) -> bytes:
+def unpacked_size(body: bytes) -> int:
+    """How long a body is once unpacked, as it says itself. Raises `CodecError`."""
     try:
         size = zstandard.get_frame_parameters(body).content_size
-        if size in (zstandard.CONTENTSIZE_UNKNOWN, zstandard.CONTENTSIZE_ERROR):
-            raise CodecError("a body must be one zstd frame that states its size")
-        if size > max_bytes:
-            raise CodecError(f"a group of {size} bytes unpacked; at most {max_bytes} are read")
+    except zstandard.ZstdError as error:
+        raise CodecError(f"a body is no zstd frame: {error}") from None
+    if size in (zstandard.CONTENTSIZE_UNKNOWN, zstandard.CONTENTSIZE_ERROR):
+        raise CodecError("a body must be one zstd frame that states its size")
+    return int(size)
+
+
+def _inflate(body: bytes, max_bytes: int) -> bytes:
+    if (size := unpacked_size(body)) > max_bytes:
+        raise CodecError(f"a group of {size} bytes unpacked; at most {max_bytes} are read")
+    try:
         return zstandard.ZstdDecompressor().decompress(body, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise CodecError(f"a body is no zstd frame: {error}") from None
 
 
-def _read_masks(reader: _Reader, form: int, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _read_masks(reader: _Reader, form: int, count: int) -> tuple[np.ndarray | None, np.ndarray]:
     if form == _MASK_VALUES:
-        masks = reader.array(np.int32, len(tokens))
+        masks = reader.array(np.int32, count)
         return masks, masks != UNTRAINED
-    bits = reader.array(np.uint8, (len(tokens) + 7) // 8)
-    trained = np.unpackbits(bits, count=len(tokens)).view(bool)
-    return np.where(trained, tokens, np.int32(UNTRAINED)), trained
+    bits = reader.array(np.uint8, (count + 7) // 8)
+    return None, np.unpackbits(bits, count=count).view(bool)
 
 
 def _read_logprobs(reader: _Reader, form: int, trained: np.ndarray) -> np.ndarray | None:
     if form == _NO_LOGPROBS:
         return None
-    if form == _LOGPROBS_OF_ALL:
-        every: np.ndarray = reader.array(np.float32, len(trained))
-        return every
-    logprobs = np.full(len(trained), MASKED_LOGPROB, np.float32)
-    logprobs[trained] = reader.array(np.float32, int(np.count_nonzero(trained)))
+    every = form == _LOGPROBS_OF_ALL
+    count = len(trained) if every else int(np.count_nonzero(trained))
+    logprobs: np.ndarray = reader.array(np.float32, count)
     return logprobs
 
 

@@ -22,7 +22,7 @@ BodyT = TypeVar("BodyT", bound=BaseModel)
 
 MIN_GZIP_BYTES = 1_000
 WORTH_A_THREAD = 131_072
-"""Bytes from which a body is read in a thread: less is done sooner than a thread is reached."""
+"""Bytes from which a batch is written in threads: less is done sooner than a thread is reached."""
 _READ_TIMEOUT_S = 300.0
 _SEND_TIMEOUT_S = 120.0
 _GZIP_LEVEL = 1
@@ -36,7 +36,7 @@ async def read_body(
     """The request's body, unpacked. Raises `InvalidBodyError`, `InvalidGzipError`, or an HTTP error."""
     try:
         async with asyncio.timeout(_READ_TIMEOUT_S):
-            data = await request.read()
+            data = await _whole(request)
     except TimeoutError:
         raise web.HTTPRequestTimeout(text=f"no whole body within {_READ_TIMEOUT_S:g}s") from None
     if not data:
@@ -50,6 +50,17 @@ async def read_body(
         return data
     limit = service.limits.max_inflated_bytes
     return await service.in_thread(lambda: inflate(data, limit))
+
+
+async def _whole(request: web.Request) -> bytes:
+    """As `request.read()`, with fewer copies."""
+    chunks, size = [], 0
+    while chunk := await request.content.readany():
+        chunks.append(chunk)
+        size += len(chunk)
+        if size > request.client_max_size:
+            raise web.HTTPRequestEntityTooLarge(request.client_max_size, size)
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
 async def read_model(request: web.Request, model: type[BodyT], service: TrajectoryService) -> BodyT:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -34,7 +35,7 @@ from agentenv.api.http import (
     send_json,
     stream,
 )
-from agentenv.api.reading import InvalidBodyError, InvalidGzipError, read_json, read_message
+from agentenv.api.reading import InvalidBodyError, InvalidGzipError, read_at_once, read_groups
 from agentenv.api.refusals import RefusalError
 from agentenv.api.registry import EnvRegistration, TrainerRegistration
 from agentenv.api.service import TrajectoryService
@@ -63,6 +64,8 @@ RETRY_AFTER_S = 5
 """What a sender is told when the queue is full."""
 _LEFT = 499
 """Nobody reads it."""
+_READ_BYTES = 1 << 20
+"""Of a body, that are taken before it is asked for."""
 _SHUTDOWN_S = 1.0
 """How long aiohttp waits for connections, once no call is under way any more."""
 _OPEN_PATHS = frozenset({"/health"})
@@ -261,18 +264,14 @@ class TrajectoryServer:
     async def _groups(self, request: web.Request, *, many: bool) -> list[PackedGroup]:
         self.service.check_room()
         data = await read_body(request, (_JSON, CONTENT_TYPE), self.service)
-        limits = self.service.limits
-
-        def read() -> list[PackedGroup]:
-            if request.content_type == _JSON:
-                return read_json(data, limits, many=many)
-            groups = read_message(data, limits)
-            if not many and len(groups) != 1:
-                raise InvalidBodyError.of("value_error", (), f"{len(groups)} groups; send one")
+        limits, binary = self.service.limits, request.content_type == CONTENT_TYPE
+        groups = read_at_once(data, limits, many=many, binary=binary)
+        if groups is not None:
             return groups
-
         try:
-            return read() if len(data) < WORTH_A_THREAD else await self.service.in_thread(read)
+            return await self.service.in_thread(
+                partial(read_groups, data, limits, many=many, binary=binary)
+            )
         except InvalidBodyError:
             self.service.count_refused()
             raise
@@ -385,7 +384,11 @@ async def serving_api(server: TrajectoryServer) -> AsyncIterator[str]:
         raise
     # Bodies arrive packed: unpacking happens in threads, and is bounded.
     runner = web.AppRunner(
-        server.application(), access_log=None, auto_decompress=False, shutdown_timeout=_SHUTDOWN_S
+        server.application(),
+        access_log=None,
+        auto_decompress=False,
+        read_bufsize=_READ_BYTES,
+        shutdown_timeout=_SHUTDOWN_S,
     )
     try:
         await runner.setup()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import shutil
 import sqlite3
 import tempfile
@@ -36,6 +37,8 @@ logger = logging.getLogger(__name__)
 _THREADS = 4
 _CHUNK_BYTES = 200_000
 _SYNC_EVERY_S = 0.25
+_DISK_EVERY_S = 0.02
+"""How long a disk that had room is taken to have it still."""
 _SWEEPS = 4
 """How often, within the time an environment may be silent, silence is looked for."""
 
@@ -56,6 +59,7 @@ class TrajectoryService:
         self._seen: dict[int, float] = {}
         self._chores: list[asyncio.Task[None]] = []
         self._recovering = asyncio.Lock()
+        self._disk_asked = -math.inf
 
     async def start(self) -> None:
         """Open the database and go on from it. Raises `ConfigError` when it cannot be had."""
@@ -158,12 +162,20 @@ class TrajectoryService:
             raise QueueFullError(f"{reason}; come again later")
 
     def _why_full(self) -> str:
-        kept, wanted = self._state.bytes, self.settings.min_free_bytes
+        kept = self._state.bytes
         if kept >= self.settings.max_queue_bytes:
             return (
                 f"{kept} bytes of groups wait for the trainer, {self.settings.max_queue_bytes} may"
             )
-        folder = self.database.parent
+        if time.monotonic() < self._disk_asked + _DISK_EVERY_S:
+            return ""  # it had room
+        reason = self._why_disk_full()
+        if not reason:
+            self._disk_asked = time.monotonic()
+        return reason
+
+    def _why_disk_full(self) -> str:
+        folder, wanted = self.database.parent, self.settings.min_free_bytes
         if shutil.disk_usage(folder).free >= 2 * wanted:
             return ""  # not worth asking the database
         room = self._store.room()

@@ -13,6 +13,8 @@ from agentenv.api.reading import (
     InvalidGzipError,
     ReadLimits,
     inflate,
+    read_at_once,
+    read_groups,
     read_json,
     read_message,
 )
@@ -201,6 +203,58 @@ def test_a_binary_message_is_checked_like_json():
         read_message(b"AEG2", LIMITS)
 
 
+def at_once(data: bytes, *, many: bool = False, binary: bool = False) -> Any:
+    return read_at_once(data, LIMITS, many=many, binary=binary)
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_a_short_body_is_read_at_once_and_the_same(many: bool):
+    body = json.dumps([FULL, make_group()] if many else FULL).encode()
+    read = read_groups(body, LIMITS, many=many, binary=False)
+    assert at_once(body, many=many) == read
+    assert at_once(encode_message(read), many=many, binary=True) == read
+
+
+def long_rows(count: int) -> dict[str, Any]:
+    rows = [[1]] * count
+    return {"tokens": rows, "masks": rows, "scores": [0.0] * count}
+
+
+@pytest.mark.parametrize(
+    "group",
+    [
+        long_rows(1_000),
+        make_group(rows=1, tokens=200_000),
+        make_group(messages=[[{"role": "x", "content": "y"}] * 3_000]),
+        {"tokens": [[1]], "masks": [[1]], "scores": [0.0], **{f"key{n}": 0 for n in range(2_000)}},
+    ],
+)
+def test_what_would_keep_the_event_loop_waiting_is_not_read_at_once(group: dict[str, Any]):
+    assert at_once(json.dumps(group).encode()) is None
+    assert at_once(json.dumps([group]).encode(), many=True) is None
+
+
+def test_a_binary_body_that_unpacks_to_much_is_not_read_at_once():
+    rows = [[1] * 500_000]
+    bomb = encode_message([pack(wire_group({"tokens": rows, "masks": rows, "scores": [0.0]}))])
+    messages = [[{"role": "x", "content": "y"}] * 3_000]
+    wordy = encode_message([pack(wire_group(make_group(messages=messages)))])
+    many = encode_message([pack(wire_group(make_group()))] * 1_100)
+    assert len(bomb) < 1_000
+    for body in (bomb, wordy, many):
+        assert at_once(body, many=True, binary=True) is None
+        assert read_groups(body, LIMITS, many=True, binary=True)
+
+
+def test_what_is_wrong_is_left_to_the_way_that_says_why():
+    wrong = make_group(scores=["x", 1])
+    assert at_once(json.dumps(wrong).encode()) is None
+    two = encode_message([pack(wire_group(make_group()))] * 2)
+    assert at_once(two, binary=True) is None
+    with pytest.raises(InvalidBodyError, match="send one"):
+        read_groups(two, LIMITS, many=False, binary=True)
+
+
 def test_gzip_of_several_members_is_read_up_to_a_limit():
     assert inflate(gzip.compress(b"a" * 10) + gzip.compress(b"b"), 11) == b"a" * 10 + b"b"
     with pytest.raises(InvalidGzipError, match="more than 10"):
@@ -249,4 +303,6 @@ def test_a_body_spoilt_anywhere_is_read_whole_or_refused_and_never_worse(seed: i
         except InvalidBodyError:
             continue
         assert len(json.loads(group_json(packed))["tokens"]) == packed.rows
+        assert at_once(body) in (None, [packed])
         assert read_message(encode_message([packed]), LIMITS)
+        assert at_once(encode_message([packed]), binary=True)
