@@ -53,7 +53,9 @@ _GZIP = 16 + zlib.MAX_WBITS
 _MAX_DETAIL = 20
 
 _AT_ONCE_BYTES = 1_000_000
-"""Of a body, unpacked, that is read on the event loop."""
+"""Of a body that is read on the event loop."""
+_AT_ONCE_UNPACKED = 262_144
+"""Of a binary body, unpacked: zstd does not keep the interpreter's lock, and a thread is worth it sooner."""
 _AT_ONCE_ITEMS = 1_024
 """Groups, or keys, or rows in it: each takes the interpreter some microseconds."""
 _AT_ONCE_EXTRAS = 65_536
@@ -196,7 +198,11 @@ def _read_frame(
 def _light_message(data: bytes, limits: ReadLimits, *, many: bool) -> list[PackedGroup]:
     _, frames = decode_message(data)
     sizes = [unpacked_size(body) for _, body in frames[: _AT_ONCE_ITEMS + 1]]
-    if len(sizes) > _AT_ONCE_ITEMS or sum(sizes) > _AT_ONCE_BYTES or (len(sizes) != 1 and not many):
+    if (
+        len(sizes) > _AT_ONCE_ITEMS
+        or sum(sizes) > _AT_ONCE_UNPACKED
+        or (len(sizes) != 1 and not many)
+    ):
         raise _HeavyError
     left = _AT_ONCE_EXTRAS // max(1, len(frames))
     return [_read_frame(head, body, limits, left) for head, body in frames]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _ENV_PREFIX = "TRAJECTORY_SERVER_"
 _SWITCH_INTERVAL_S = 0.001
 """How long a thread that works on numbers keeps the interpreter from answering other requests."""
-_REUSED_BYTES = 16 << 20
+_REUSED_BYTES = 4 << 20
 """Buffers up to so large are used again, not given back to the system after each request."""
 
 _HELP = """
