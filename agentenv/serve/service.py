@@ -119,12 +119,13 @@ class _Serving:
         self._session = TrainerSession(link, registration, poll_s=poll_s)
         self._outbox = Outbox(spool, self._send, on_refused=self._on_refused)
         self._reports = Reports(env, [JsonlMetrics(directory.path)])
+        self._reports.rejected = self._rejected
         self._evaluations = Evaluations(env, self._on_evaluated)
         self._steering = Steering(env, self._session, self._outbox, self._evaluations)
         self._heard = asyncio.Event()
         self._lifting: asyncio.Task[None] | None = None
         self._session.on_look = self._steering.look
-        self._session.on_rejoin = self._steering.fit
+        self._session.on_rejoin = self._on_rejoin
         self._started_before = 0
         self._dropped: Counter[str] = Counter()
 
@@ -290,6 +291,13 @@ class _Serving:
         logger.warning("%d groups dropped: %s", groups, reason)
 
     # ------------------------------------------------------------------------------------------ looking
+
+    async def _on_rejoin(self) -> None:
+        self._steering.fit()
+        if (
+            self._heard.is_set()
+        ):  # else what an earlier process left is still to be judged by whom it served
+            await self._memory.heard(self._session.server_id)
 
     async def _on_status(self, status: EnvStatus) -> None:
         started = time.monotonic()
