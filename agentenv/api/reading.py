@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 _OTHER_KEYS = tuple(GroupExtras.model_fields)
 _GZIP = 16 + zlib.MAX_WBITS
 _MAX_DETAIL = 20
+_MAX_MEMBERS = 256
+"""Of a gzip body. Each costs a copy of what follows it."""
 
 
 class InvalidBodyError(Exception):
@@ -115,6 +117,8 @@ def inflate(data: bytes, max_bytes: int) -> bytes:
         if not member.eof:
             raise InvalidGzipError("Invalid gzip payload: it ends too early")
         parts.append(part)
+        if len(parts) > _MAX_MEMBERS:
+            raise InvalidGzipError(f"the body has more than {_MAX_MEMBERS} gzip members")
         data = member.unused_data.lstrip(b"\0")
     return parts[0] if len(parts) == 1 else b"".join(parts)
 

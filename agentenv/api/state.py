@@ -85,12 +85,21 @@ class ServerState:
         return Change([sql.put_registry(self.registry)])
 
     def reset(self) -> Change:
-        """Forget everything but the counts, the latest group and what `Registry.reset` keeps."""
+        """Forget everything but the counts, the latest group and what `Registry.reset` keeps.
+
+        The server is another one from then on: an environment that still uses its old id, which somebody else may have
+        by now, joins again.
+        """
         self.counts["dropped_by_reset"] += len(self.queue.take_all())
         self.registry.reset()
         self.queue, self.leases = GroupQueue(), Leases()
         self.answers.clear()
-        kept = [sql.put_registry(self.registry), sql.put_meta("counts", self.counts)]
+        self.server_id = uuid4().hex
+        kept = [
+            sql.put_registry(self.registry),
+            sql.put_meta("counts", self.counts),
+            sql.put_meta("server_id", self.server_id),
+        ]
         return Change([*sql.clear(), *kept])
 
     # ---- groups ----
