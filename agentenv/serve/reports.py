@@ -10,6 +10,7 @@ from agentenv.errors import ApiError
 from agentenv.policy.router import PolicyRouter
 from agentenv.serve.metrics import Measurements, numbers_of, server_metrics
 from agentenv.serve.wandb_metrics import WandbMetrics
+from agentenv.stopping import failing_when_cancelled_inside
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -68,7 +69,8 @@ class Reports:
         self._sent_in_step = 0
         try:
             async with asyncio.timeout(_HOOK_DEADLINE_S):
-                await self._env.wandb_log({})
+                with failing_when_cancelled_inside("wandb_log"):
+                    await self._env.wandb_log({})
         except Exception:  # the environment's own code may raise anything
             logger.exception("wandb_log failed")
 

@@ -199,6 +199,44 @@ class Positioned(MixedEnv):
         return {"next_item": self.next_item}
 
 
+@pytest.mark.parametrize("hook", ["wandb_log", "evaluate", "checkpoint_state"])
+async def test_a_hook_that_awaited_what_was_cancelled_has_failed_and_ends_nothing(
+    tmp_path: Path, hook: str, caplog: pytest.LogCaptureFixture
+):
+    class Cancelled(MixedEnv):
+        async def wandb_log(self, wandb_metrics: dict[str, Any] | None = None) -> None:
+            self.raise_in("wandb_log")
+
+        async def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+            self.raise_in("evaluate")
+            return {}
+
+        def checkpoint_state(self) -> dict[str, Any] | None:
+            self.raise_in("checkpoint_state")
+            return None
+
+        def raise_in(self, name: str) -> None:
+            if name == hook:
+                raise asyncio.CancelledError
+
+    env, link = made(Cancelled, steps_per_eval=1), FakeLink(batch_size=4, checkpoint_interval=1)
+    async with serving(env, link, tmp_path) as running:
+        for _ in range(3):
+            await fill(link)
+            await seen(link)
+        await until(lambda: "awaited something that was cancelled" in caplog.text)
+        assert not running.task.done()
+
+
+async def test_set_up_that_awaited_what_was_cancelled_is_no_success(tmp_path: Path):
+    class Cancelled(MixedEnv):
+        async def setup(self) -> None:
+            raise asyncio.CancelledError
+
+    with pytest.raises(AgentEnvError, match="cancelled"):
+        await Running(made(Cancelled), FakeLink(), tmp_path).run()
+
+
 async def test_a_restart_goes_on_where_the_checkpoint_says(tmp_path: Path):
     run, trainer = tmp_path / "run", tmp_path / "trainer"
     link = FakeLink(batch_size=4, checkpoint_dir=str(trainer), checkpoint_interval=1)
