@@ -17,7 +17,7 @@ from agentenv.api.client import EnvRegistration
 from agentenv.api.group import GroupError
 from agentenv.collected import CollectorSettings
 from agentenv.collector import Collector
-from agentenv.errors import ApiRefusedError, ConfigError
+from agentenv.errors import ApiRefusedError, ConfigError, RunDirectoryError
 from agentenv.lag import LagMonitor
 from agentenv.records import group_casts
 from agentenv.rollout import finish
@@ -127,6 +127,7 @@ class _Serving:
         self._session.on_look = self._steering.look
         self._session.on_rejoin = self._on_rejoin
         self._started_before = 0
+        self._storing: asyncio.Task[bool] | None = None
         self._dropped: Counter[str] = Counter()
 
     # ------------------------------------------------------------------------------------------ lifecycle
@@ -155,6 +156,7 @@ class _Serving:
     async def close(self) -> None:
         """Tear everything down, say goodbye. What is on disk stays there."""
         try:
+            await self._store_the_rest()
             await self._evaluations.close()
             await self.env.shutdown()
         finally:
@@ -242,23 +244,40 @@ class _Serving:
         """A finished group is on disk when this returns."""
         self._steering.took(1)
         self._reports.measured.group_collected(collected.group)
-        try:
-            await self._outbox.put(
-                {
-                    **collected.group,
-                    "group_id": collected.group_id,
-                    "policy_version": collected.policy_version,
-                }
-            )
-        except GroupError as error:
-            self._drop(f"no trainer could read it: {error}")
-            self._progress.group_failed(f"no trainer could read it: {error}", dropped=True)
-        else:
+        self._storing = asyncio.create_task(self._store(collected))
+        if await asyncio.shield(self._storing):
             if collected.record is not None:
                 casts = group_casts(collected.index, collected.context.members)
                 await self._directory.append(collected.record, casts)
             self._progress.group_done(collected.group["scores"])
         self._steering.took(0)
+
+    async def _store(self, collected: CollectedGroup) -> bool:
+        """Whether the group could be kept for the trainer."""
+        version = collected.policy_version
+        try:
+            await self._outbox.put(
+                {**collected.group, "group_id": collected.group_id, "policy_version": version}
+            )
+        except GroupError as error:
+            self._drop(f"no trainer could read it: {error}")
+            self._progress.group_failed(f"no trainer could read it: {error}", dropped=True)
+            return False
+        return True
+
+    async def _store_the_rest(self) -> None:
+        """What was finished and not stored when the end came at once."""
+        collector = self._steering.collector
+        if collector is None:
+            return
+        await self._outbox.lift_bound()
+        try:
+            if self._storing is not None:
+                await self._storing
+            while collector.untaken and (collected := await collector.take()) is not None:
+                await self._store(collected)
+        except RunDirectoryError as error:
+            logger.error("finished groups are lost: %s", error)  # noqa: TRY400 - no trace is of use
 
     async def _send_groups(self) -> None:
         await self._heard.wait()
