@@ -52,8 +52,9 @@ async def train(config: TrainerConfig) -> None:
         )
         await policy.start()
         stack.push_async_callback(policy.close)
+        token = config.server_token.get_secret_value() if config.server_token else None
         client = await stack.enter_async_context(
-            TrainerClient(config.server_url, consumer=config.consumer)
+            TrainerClient(config.server_url, token=token, consumer=config.consumer)
         )
         trainer = _trainer(config, learner, policy, client)
         step = await trainer.restore()

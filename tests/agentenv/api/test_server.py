@@ -466,6 +466,16 @@ async def test_requests_of_web_pages_and_for_other_names_are_refused():
         assert (await api.call("GET", "/info", headers={"Host": "evil"})).status == 421
 
 
+async def test_a_large_body_where_none_belongs_is_refused():
+    async with served() as api:
+        await api.start_training()
+        body = env_registration(desired_name="n" * 2_000_000)
+        assert (await api.call("POST", "/register-env", body)).status == 413
+        packed = gzip.compress(json.dumps(body).encode())
+        answer = await api.call("POST", "/register-env", packed, {"Content-Encoding": "gzip"})
+        assert answer.status == 413
+
+
 async def test_a_body_over_the_limit_is_refused():
     async with served(ApiSettings(max_body_bytes=1_000, max_inflated_bytes=2_000)) as api:
         large = json.dumps(make_group(2, 500)).encode()
