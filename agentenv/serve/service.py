@@ -50,6 +50,8 @@ logger = logging.getLogger(__name__)
 
 SEND_GRACE_S = 2.5
 """At the end, how long groups on disk are still sent. What is not sent stays there."""
+REPORT_GRACE_S = 1.0
+"""At the end, how long the last report of metrics may take."""
 SPOOL_FOLDER = "spool"
 _MB = 1_000_000
 
@@ -219,7 +221,11 @@ class _Serving:
             )
         if self._heard.is_set():
             await self._memory.save(self._steering.step)
-        await self._reports.report()
+        try:
+            async with asyncio.timeout(REPORT_GRACE_S):
+                await self._reports.report()
+        except TimeoutError:
+            logger.warning("the last metrics are not reported: wandb_log takes too long")
 
     def _new_collector(self) -> Collector:
         config = self.env.config
@@ -342,7 +348,7 @@ class _Serving:
         if crossed(old, new, every):
             await self._memory.save(new - new % every)
         if self._reports.due:
-            await self._reports.report()
+            self._reports.begin()
 
     def _on_evaluated(self, metrics: Mapping[str, Any], step: int) -> None:
         self._reports.evaluated(metrics, step)
