@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -52,12 +51,6 @@ def last_cause(context: GroupContext) -> str:
         record.cause for member in context.members for record in member.records if record.cause
     ]
     return causes[-1] if causes else "no trajectory could be trained on"
-
-
-def cancelled_from_outside() -> bool:
-    """Whether the current task was cancelled, and not only awaited something that was."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
 
 
 def _check_group(group: object) -> None:

@@ -19,7 +19,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any, Self
 
-from agentenv._attempt import attempt_group, cancelled_from_outside, last_cause
+from agentenv._attempt import attempt_group, last_cause
 from agentenv._work import CollectionState, Work
 from agentenv.collected import CollectorSettings
 from agentenv.control.curriculum import ItemPool
@@ -28,7 +28,12 @@ from agentenv.errors import AgentEnvError
 from agentenv.group import GroupContext, current_group
 from agentenv.rollout import finish
 from agentenv.run.progress import QuietProgress
-from agentenv.stopping import cancel_all, settled
+from agentenv.stopping import (
+    cancel_all,
+    cancelled_from_outside,
+    failing_when_cancelled_inside,
+    settled,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -229,11 +234,15 @@ class Collector:
             if state.backlog:
                 self._begin(state.backlog.popleft())
             elif state.fetching is None and not state.exhausted:
-                state.fetching = asyncio.create_task(self.items.next())
+                state.fetching = asyncio.create_task(self._fetch())
                 state.fetching.add_done_callback(lambda _: self._changed.set())
                 return
             else:
                 return
+
+    async def _fetch(self) -> Item | None:
+        with failing_when_cancelled_inside("get_next_item"):
+            return await self.items.next()
 
     def _may_start(self) -> bool:
         state = self._state

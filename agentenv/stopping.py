@@ -7,6 +7,7 @@ import contextlib
 import signal
 from typing import TYPE_CHECKING, Any
 
+from agentenv.errors import AgentEnvError
 from agentenv.rollout import finish
 
 if TYPE_CHECKING:
@@ -68,6 +69,26 @@ class StopRequests:
             main.result()
 
 
+def cancelled_from_outside() -> bool:
+    """Whether the current task was cancelled, and not only awaited something that was."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+@contextlib.contextmanager
+def failing_when_cancelled_inside(what: str) -> Iterator[None]:
+    """Raise `AgentEnvError` where `what`, code of the environment's, awaited something that was cancelled.
+
+    Passed on as it is, that would end the task around it as if somebody had asked for its end.
+    """
+    try:
+        yield
+    except asyncio.CancelledError as error:
+        if cancelled_from_outside():
+            raise
+        raise AgentEnvError(f"{what} awaited something that was cancelled") from error
+
+
 async def settled(task: asyncio.Future[Any]) -> None:
     """Wait until a task is done, in whatever way."""
     await asyncio.wait({task})
@@ -84,11 +105,11 @@ async def cancel_all(tasks: Collection[asyncio.Task[Any]]) -> None:
 async def side_by_side(main: Coroutine[Any, Any, None], *others: Coroutine[Any, Any, None]) -> None:
     """Await `main` while the others run, which have no end of their own; then cancel them.
 
-    The first that fails ends them all, and is raised.
+    The first that fails ends them all, and is raised; `AgentEnvError` where one was cancelled that nobody cancelled.
     """
     tasks = [asyncio.ensure_future(work) for work in (main, *others)]
     try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
         for task in tasks:
             task.cancel()
@@ -96,6 +117,8 @@ async def side_by_side(main: Coroutine[Any, Any, None], *others: Coroutine[Any, 
     for task in tasks:
         if not task.cancelled():
             task.result()
+    if any(task.cancelled() for task in ended):
+        raise AgentEnvError("something that was awaited was cancelled, by nobody who ends this run")
 
 
 async def _all_settled(tasks: Iterable[asyncio.Future[None]]) -> None:

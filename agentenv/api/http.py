@@ -23,6 +23,8 @@ BodyT = TypeVar("BodyT", bound=BaseModel)
 MIN_GZIP_BYTES = 1_000
 WORTH_A_THREAD = 131_072
 """Bytes from which a batch is written in threads: less is done sooner than a thread is reached."""
+_MAX_SMALL_BODY = 1 << 20
+"""Of a body that is no group: it is read on the event loop, and some of it is kept and told to everyone."""
 _READ_TIMEOUT_S = 300.0
 _SEND_TIMEOUT_S = 120.0
 _GZIP_LEVEL = 1
@@ -66,6 +68,8 @@ async def _whole(request: web.Request) -> bytes:
 async def read_model(request: web.Request, model: type[BodyT], service: TrajectoryService) -> BodyT:
     """A small JSON body. Raises as `read_body` does."""
     data = await read_body(request, ("application/json",), service)
+    if len(data) > _MAX_SMALL_BODY:
+        raise web.HTTPRequestEntityTooLarge(_MAX_SMALL_BODY, len(data))
     try:
         return model.model_validate(orjson.loads(data))
     except orjson.JSONDecodeError as error:

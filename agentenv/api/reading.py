@@ -51,6 +51,8 @@ _ROW_KEYS = frozenset({"tokens", "masks", *OPTIONAL_ARRAYS})
 _EXTRA_KEYS = frozenset(JSON_KEYS)
 _GZIP = 16 + zlib.MAX_WBITS
 _MAX_DETAIL = 20
+_MAX_MEMBERS = 256
+"""Of a gzip body. Each costs a copy of what follows it."""
 
 _AT_ONCE_BYTES = 1_000_000
 """Of a body that is read on the event loop."""
@@ -137,6 +139,8 @@ def inflate(data: bytes, max_bytes: int) -> bytes:
         if not member.eof:
             raise InvalidGzipError("Invalid gzip payload: it ends too early")
         parts.append(part)
+        if len(parts) > _MAX_MEMBERS:
+            raise InvalidGzipError(f"the body has more than {_MAX_MEMBERS} gzip members")
         data = member.unused_data.lstrip(b"\0")
     return parts[0] if len(parts) == 1 else b"".join(parts)
 

@@ -11,6 +11,7 @@ from agentenv.api.packing import Minimum
 
 MIN_ENV_WEIGHT = 0.01
 MAX_GROUP_SIZE = 1 << 20
+MAX_WEIGHT = 1e9
 _MAX_WHOLE = 1 << 53
 Whole = Annotated[int, Field(ge=-_MAX_WHOLE, le=_MAX_WHOLE)]
 """A number that survives every reader of JSON."""
@@ -39,9 +40,9 @@ class EnvRegistration(BaseModel):
 
     max_token_length: Whole
     desired_name: str
-    weight: float
+    weight: float = Field(ge=-MAX_WEIGHT, le=MAX_WEIGHT)
     group_size: int = Field(ge=1, le=MAX_GROUP_SIZE)
-    min_batch_allocation: float | None = None
+    min_batch_allocation: float | None = Field(default=None, ge=-1, le=1)
     """The fraction of each batch it is to have, at least."""
     instance: str | None = None
     """Ours: an environment that comes back with the same one gets its id and name back, whatever happened."""

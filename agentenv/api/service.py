@@ -83,6 +83,7 @@ class TrajectoryService:
             chore.cancel()
         if chores:
             await asyncio.wait(chores)
+            self._store.submit(self._state.keep_counts().statements)
         await asyncio.to_thread(self._threads.shutdown)
         await self._store.close()
         if self.settings.data is None:

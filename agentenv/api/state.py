@@ -84,13 +84,27 @@ class ServerState:
         self.registry.started = True
         return Change([sql.put_registry(self.registry)])
 
+    def keep_counts(self) -> Change:
+        """Those of refusals are kept with the next change only: nobody is promised anything."""
+        return Change([sql.put_meta("counts", self.counts)])
+
     def reset(self) -> Change:
-        """Forget everything but the counts, the latest group and what `Registry.reset` keeps."""
-        self.counts["dropped_by_reset"] += len(self.queue.take_all())
+        """Forget everything but the counts, the latest group and what `Registry.reset` keeps.
+
+        The server is another one from then on: an environment that still uses its old id, which somebody else may have
+        by now, joins again.
+        """
+        leased = sum(len(batch.entries) for batch in self.leases.open)
+        self.counts["dropped_by_reset"] += len(self.queue.take_all()) + leased
         self.registry.reset()
         self.queue, self.leases = GroupQueue(), Leases()
         self.answers.clear()
-        kept = [sql.put_registry(self.registry), sql.put_meta("counts", self.counts)]
+        self.server_id = uuid4().hex
+        kept = [
+            sql.put_registry(self.registry),
+            sql.put_meta("counts", self.counts),
+            sql.put_meta("server_id", self.server_id),
+        ]
         return Change([*sql.clear(), *kept])
 
     # ---- groups ----
@@ -103,6 +117,7 @@ class ServerState:
             for _ in range(old - 1):
                 self.answers.popitem(last=False)
             change.statements.append(sql.forget_answers(self.answers.popitem(last=False)[1][0]))
+        change.statements += self.keep_counts().statements
         return answers, change
 
     def _put(self, group: PackedGroup, out: list[Statement]) -> dict[str, Any]:

@@ -130,7 +130,7 @@ def _write_generate(draft: Draft) -> Json:
         "finish_reason": draft.finish_reason,
         "token_ids": draft.ids,
     }
-    return {"request_id": "fake", "choices": [choice] * draft.choices} | _common(draft)
+    return {"request_id": "request", "choices": [choice] * draft.choices} | _common(draft)
 
 
 GENERATE = EngineProtocol(_read_generate, _write_generate)
@@ -178,7 +178,7 @@ def _write_sglang(draft: Draft) -> Any:
         None if draft.finish_reason is None else {"type": draft.finish_reason, "message": "as told"}
     )
     meta: Json = {
-        "id": "fake",
+        "id": "request",
         "finish_reason": finish,
         "weight_version": draft.version or "default",
     }

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from agentenv.config import EvalHandling
 from agentenv.rollout import finish
-from agentenv.stopping import settled
+from agentenv.stopping import failing_when_cancelled_inside, settled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -67,7 +67,8 @@ class Evaluations:
         metrics: Mapping[str, Any] = {}
         try:
             async with asyncio.timeout(timeout_s):
-                metrics = await self._env.evaluate() or {}
+                with failing_when_cancelled_inside("evaluate"):
+                    metrics = await self._env.evaluate() or {}
             self.done += 1
         except Exception:  # the environment's own code may raise anything
             self.failed += 1

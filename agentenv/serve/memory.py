@@ -12,6 +12,7 @@ from uuid import uuid4
 from agentenv.errors import RunDirectoryError
 from agentenv.run.directory import replace_file
 from agentenv.serve.checkpoint import Checkpoints, checkpoint_folder, latest_namesake
+from agentenv.stopping import failing_when_cancelled_inside
 
 if TYPE_CHECKING:
     from agentenv.api.client import EnvRegistered
@@ -107,7 +108,8 @@ class Memory:
         items = _if_plain(collector.unfinished)
         checkpoints.beside = {**remembered, ITEMS: items} if items else remembered
         try:
-            self._env.save_checkpoint(step)
+            with failing_when_cancelled_inside("save_checkpoint"):
+                self._env.save_checkpoint(step)
             if remembered and not checkpoints.is_saving(step):
                 checkpoints.beside = (
                     remembered  # an environment without a state begins its dataset anew

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from agentenv.errors import ApiError
 from agentenv.policy.router import PolicyRouter
+from agentenv.rollout import finish
 from agentenv.serve.metrics import Measurements, numbers_of, server_metrics
 from agentenv.serve.wandb_metrics import WandbMetrics
+from agentenv.stopping import failing_when_cancelled_inside, settled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -39,6 +41,7 @@ class Reports:
         self._prefix = ""
         self._max_token_len = -1
         self._sent_in_step = 0
+        self._reporting: asyncio.Task[None] | None = None
         env.runtime.on_metrics = self._log
 
     @property
@@ -63,12 +66,27 @@ class Reports:
                 WandbMetrics(name=joined.wandb_name, project=project, group=group, config=config)
             )
 
+    def begin(self) -> asyncio.Task[None]:
+        """Report what was measured since the last time, and do not wait for it: the environment's `wandb_log` may take
+        long. Begins none while a report is under way.
+        """
+        if self._reporting is None or self._reporting.done():
+            self._reporting = asyncio.create_task(self._report(), name="report")
+        return self._reporting
+
     async def report(self) -> None:
-        """Report what was measured since the last time. What the environment's own code raises is logged."""
+        """Report, after what is under way, and wait until that is done."""
+        if self._reporting is not None:
+            await settled(self._reporting)
+        await settled(self.begin())
+
+    async def _report(self) -> None:
+        """What the environment's own code raises is logged."""
         self._sent_in_step = 0
         try:
             async with asyncio.timeout(_HOOK_DEADLINE_S):
-                await self._env.wandb_log({})
+                with failing_when_cancelled_inside("wandb_log"):
+                    await self._env.wandb_log({})
         except Exception:  # the environment's own code may raise anything
             logger.exception("wandb_log failed")
 
@@ -79,7 +97,10 @@ class Reports:
             self._tell({f"{self._prefix}{name}": numbers[name] for name in numbers}, step)
 
     async def close(self) -> None:
-        """Have everything written."""
+        """Have everything written; a report that is under way is given up."""
+        if self._reporting is not None:
+            self._reporting.cancel()
+            await finish(settled(self._reporting))
         for sink in self._sinks:
             await sink.close()
 

@@ -17,7 +17,7 @@ from agentenv.api.client import EnvRegistration
 from agentenv.api.group import GroupError
 from agentenv.collected import CollectorSettings
 from agentenv.collector import Collector
-from agentenv.errors import ApiRefusedError, ConfigError
+from agentenv.errors import ApiRefusedError, ConfigError, RunDirectoryError
 from agentenv.lag import LagMonitor
 from agentenv.records import group_casts
 from agentenv.rollout import finish
@@ -50,6 +50,8 @@ logger = logging.getLogger(__name__)
 
 SEND_GRACE_S = 2.5
 """At the end, how long groups on disk are still sent. What is not sent stays there."""
+REPORT_GRACE_S = 1.0
+"""At the end, how long the last report of metrics may take."""
 SPOOL_FOLDER = "spool"
 _MB = 1_000_000
 
@@ -119,13 +121,15 @@ class _Serving:
         self._session = TrainerSession(link, registration, poll_s=poll_s)
         self._outbox = Outbox(spool, self._send, on_refused=self._on_refused)
         self._reports = Reports(env, [JsonlMetrics(directory.path)])
+        self._reports.rejected = self._rejected
         self._evaluations = Evaluations(env, self._on_evaluated)
         self._steering = Steering(env, self._session, self._outbox, self._evaluations)
         self._heard = asyncio.Event()
         self._lifting: asyncio.Task[None] | None = None
         self._session.on_look = self._steering.look
-        self._session.on_rejoin = self._steering.fit
+        self._session.on_rejoin = self._on_rejoin
         self._started_before = 0
+        self._storing: asyncio.Task[bool] | None = None
         self._dropped: Counter[str] = Counter()
 
     # ------------------------------------------------------------------------------------------ lifecycle
@@ -154,6 +158,7 @@ class _Serving:
     async def close(self) -> None:
         """Tear everything down, say goodbye. What is on disk stays there."""
         try:
+            await self._store_the_rest()
             await self._evaluations.close()
             await self.env.shutdown()
         finally:
@@ -216,7 +221,11 @@ class _Serving:
             )
         if self._heard.is_set():
             await self._memory.save(self._steering.step)
-        await self._reports.report()
+        try:
+            async with asyncio.timeout(REPORT_GRACE_S):
+                await self._reports.report()
+        except TimeoutError:
+            logger.warning("the last metrics are not reported: wandb_log takes too long")
 
     def _new_collector(self) -> Collector:
         config = self.env.config
@@ -241,23 +250,40 @@ class _Serving:
         """A finished group is on disk when this returns."""
         self._steering.took(1)
         self._reports.measured.group_collected(collected.group)
-        try:
-            await self._outbox.put(
-                {
-                    **collected.group,
-                    "group_id": collected.group_id,
-                    "policy_version": collected.policy_version,
-                }
-            )
-        except GroupError as error:
-            self._drop(f"no trainer could read it: {error}")
-            self._progress.group_failed(f"no trainer could read it: {error}", dropped=True)
-        else:
+        self._storing = asyncio.create_task(self._store(collected))
+        if await asyncio.shield(self._storing):
             if collected.record is not None:
                 casts = group_casts(collected.index, collected.context.members)
                 await self._directory.append(collected.record, casts)
             self._progress.group_done(collected.group["scores"])
         self._steering.took(0)
+
+    async def _store(self, collected: CollectedGroup) -> bool:
+        """Whether the group could be kept for the trainer."""
+        version = collected.policy_version
+        try:
+            await self._outbox.put(
+                {**collected.group, "group_id": collected.group_id, "policy_version": version}
+            )
+        except GroupError as error:
+            self._drop(f"no trainer could read it: {error}")
+            self._progress.group_failed(f"no trainer could read it: {error}", dropped=True)
+            return False
+        return True
+
+    async def _store_the_rest(self) -> None:
+        """What was finished and not stored when the end came at once."""
+        collector = self._steering.collector
+        if collector is None:
+            return
+        await self._outbox.lift_bound()
+        try:
+            if self._storing is not None:
+                await self._storing
+            while collector.untaken and (collected := await collector.take()) is not None:
+                await self._store(collected)
+        except RunDirectoryError as error:
+            logger.error("finished groups are lost: %s", error)  # noqa: TRY400 - no trace is of use
 
     async def _send_groups(self) -> None:
         await self._heard.wait()
@@ -291,6 +317,13 @@ class _Serving:
 
     # ------------------------------------------------------------------------------------------ looking
 
+    async def _on_rejoin(self) -> None:
+        self._steering.fit()
+        if (
+            self._heard.is_set()
+        ):  # else what an earlier process left is still to be judged by whom it served
+            await self._memory.heard(self._session.server_id)
+
     async def _on_status(self, status: EnvStatus) -> None:
         started = time.monotonic()
         old = self._steering.step
@@ -315,7 +348,7 @@ class _Serving:
         if crossed(old, new, every):
             await self._memory.save(new - new % every)
         if self._reports.due:
-            await self._reports.report()
+            self._reports.begin()
 
     def _on_evaluated(self, metrics: Mapping[str, Any], step: int) -> None:
         self._reports.evaluated(metrics, step)

@@ -45,6 +45,10 @@ class Backoff:
         await asyncio.sleep(most * self._jitter.uniform(0.5, 1.0))
 
 
+async def _nothing() -> None:
+    pass
+
+
 class TrainerSession:
     """One environment at one server. `joined` and `info` are there after `join`.
 
@@ -63,8 +67,8 @@ class TrainerSession:
         self._away_since: float | None = None
         self.on_look: Callable[[], None] = lambda: None
         """Called before each time the server is asked how things stand."""
-        self.on_rejoin: Callable[[], None] = lambda: None
-        """Called when it had to join again: the trainer may be another one, with other wishes."""
+        self.on_rejoin: Callable[[], Awaitable[None]] = _nothing
+        """Awaited when it had to join again: the trainer may be another one, with other wishes."""
         self.rejoined = 0
         """How often that was."""
 
@@ -173,7 +177,7 @@ class TrainerSession:
             self._note_away(error)
             return
         self.rejoined += 1
-        self.on_rejoin()
+        await self.on_rejoin()
         self._note_present()
 
     def _note_away(self, error: Exception) -> None:

@@ -165,6 +165,8 @@ class Spool:
         # In this order: a file that is shorter than what was sent of it counts as new.
         os.ftruncate(self._fd, 0)
         os.pwrite(self._sent_fd, _OFFSET.pack(0), 0)
+        # Else a power cut could leave the old place, and new records before it would pass for done.
+        os.fsync(self._sent_fd)
         self._start = self._end = 0
 
     def _close(self) -> None:

@@ -137,6 +137,7 @@ class FakeLink:
             if group.group_id is not None and group.group_id in known:
                 self.repeated += 1
                 continue
+            known.add(group.group_id)
             self.groups.append(group)
         if self.loses_answers:
             self.loses_answers -= 1

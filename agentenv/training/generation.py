@@ -109,7 +109,7 @@ class GenerationServer:
         try:
             asked = protocol.read(body)
             params = sampling_params(asked)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             message = f"the request has another shape than expected: {error!r:.300}"
             raise HttpError(400, "bad_request", message) from None
 

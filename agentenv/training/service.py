@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from agentenv.api.client import TrainerClient, TrainerRegistration
-from agentenv.errors import ApiUnreachableError
+from agentenv.errors import ApiUnreachableError, ConfigError
 from agentenv.policy.transformers_policy import TransformersPolicy, load_model
 from agentenv.training.checkpoints import CheckpointStore
 from agentenv.training.generation import GenerationServer
@@ -26,6 +26,7 @@ from agentenv_tools.serving import ServeSettings, serving
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from agentenv.api.client import TrainerInfo
     from agentenv.training.settings import TrainerConfig
 
 logger = logging.getLogger(__name__)
@@ -37,8 +38,8 @@ CHECKPOINTS = "checkpoints"
 async def train(config: TrainerConfig) -> None:
     """Train until `steps`, serving generation all the while.
 
-    Raises `ApiError`, `NoBatchError`, `TrainingDataError`, `CheckpointError`, `PolicyError`, or `ToolConfigError` when
-    the port cannot be had.
+    Raises `ConfigError` where the server makes other batches, `ApiError`, `NoBatchError`, `TrainingDataError`,
+    `CheckpointError`, `PolicyError`, or `ToolConfigError` when the port cannot be had.
     """
     torch.set_num_threads(config.grpo.torch_threads)
     learner = Learner(await asyncio.to_thread(_load, config.model), config.grpo.learner_settings())
@@ -51,8 +52,9 @@ async def train(config: TrainerConfig) -> None:
         )
         await policy.start()
         stack.push_async_callback(policy.close)
+        token = config.server_token.get_secret_value() if config.server_token else None
         client = await stack.enter_async_context(
-            TrainerClient(config.server_url, consumer=config.consumer)
+            TrainerClient(config.server_url, token=token, consumer=config.consumer)
         )
         trainer = _trainer(config, learner, policy, client)
         step = await trainer.restore()
@@ -61,8 +63,19 @@ async def train(config: TrainerConfig) -> None:
         )
         url = await stack.enter_async_context(serving(server))
         logger.info("generation on %s, from step %d", url, step)
-        await trainer.persistently(lambda: client.register(_registration(config, step)))
+        joined = await trainer.persistently(lambda: client.register(_registration(config, step)))
+        _check_settings(config, await trainer.persistently(client.info))
+        await trainer.catch_up(joined.current_step)
         await trainer.run()
+
+
+def _check_settings(config: TrainerConfig, in_force: TrainerInfo) -> None:
+    """Raises `ConfigError` where an earlier trainer registered other batches: those are what would come."""
+    if in_force.batch_size != config.grpo.batch_size:
+        raise ConfigError(
+            f"batch_size={config.grpo.batch_size}: the trajectory server makes batches of {in_force.batch_size} rows, "
+            "as its first trainer wanted; use that, or give the server another database, or reset it (/reset_data)"
+        )
 
 
 def read_steps(path: Path) -> list[dict[str, Any]]:

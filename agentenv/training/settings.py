@@ -6,7 +6,7 @@ from pathlib import Path  # noqa: TC003 - pydantic reads it
 from typing import TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 from agentenv.errors import ConfigError
 from agentenv.training.learner import LearnerSettings
@@ -66,6 +66,8 @@ class TrainerConfig(BaseModel):
     """Where checkpoints and `steps.jsonl` go. If it holds a checkpoint, training goes on from there."""
     server_url: str = "http://127.0.0.1:8000"
     """The trajectory server."""
+    server_token: SecretStr | None = None
+    """Its bearer token for trainers."""
     port: int = Field(default=9004, ge=0, le=65_535)
     """Where generation is served, on this machine alone."""
     max_token_length: int = Field(default=1024, ge=1)

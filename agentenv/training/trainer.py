@@ -44,6 +44,11 @@ class HandedOut(Protocol):
         ...
 
     @property
+    def step(self) -> int | None:
+        """The server's step it is for; None where the server does not tell."""
+        ...
+
+    @property
     def groups(self) -> Sequence[Mapping[str, Any]]:
         """Its groups, as dicts of lists or of arrays."""
         ...
@@ -81,7 +86,7 @@ class StepReport:
     """One step, for people and for pictures."""
 
     step: int
-    """From 1: the version of the weights it made."""
+    """From 1: batches learned from."""
     groups: int
     refused_groups: int
     """Groups that could not be trained on; the log says why."""
@@ -95,7 +100,11 @@ class StepReport:
 
 
 class Trainer:
-    """One run of training. `publish` gives new weights and their version to whoever samples."""
+    """One run of training. `publish` gives new weights and their version to whoever samples.
+
+    A version is the server's step, which counts batches handed out: what the age of groups is measured by. It is our
+    own step until batches are lost, as when a trainer that was killed goes back to an older checkpoint.
+    """
 
     def __init__(
         self,
@@ -128,6 +137,17 @@ class Trainer:
         await self._publish(self._learner.weights(), str(self.step))
         return self.step
 
+    async def catch_up(self, server_step: int | None) -> None:
+        """Name the weights by the server's step where it is ahead by more than the batch that is learned from next.
+
+        Else every group would seem to be older than it is, and a bound on staleness drop them all.
+        """
+        if server_step is not None and server_step > self.step + 1:
+            logger.warning(
+                "batches are lost: the server is at step %d, we are at %d", server_step, self.step
+            )
+            await self._publish(self._learner.weights(), str(server_step))
+
     async def run(self) -> None:
         """Train until `steps`. Raises `NoBatchError`, `CheckpointError`, and what the source or `publish` raises."""
         while self.step < self._settings.steps:
@@ -145,7 +165,8 @@ class Trainer:
         rows, refused = usable_rows(batch.groups)
         stats = await asyncio.to_thread(self._learner.learn, rows, rate=self._rate())
         self.step, self._batch_id = self.step + 1, batch.batch_id
-        await self._publish(self._learner.weights(), str(self.step))
+        version = self.step if batch.step is None else batch.step + 1
+        await self._publish(self._learner.weights(), str(version))
         self._on_step(_report(self.step, batch.groups, refused, waited, stats))
         if self.step % self._settings.checkpoint_every == 0 or self.step == self._settings.steps:
             await asyncio.to_thread(

@@ -19,6 +19,7 @@ class WireBatch:
     """A batch, its groups as dicts of arrays."""
 
     batch_id: int | None
+    step: int | None
     groups: list[dict[str, Any]]
 
 
@@ -34,7 +35,7 @@ class WireSource:
         if found is None:
             return None
         groups = await asyncio.to_thread(lambda: [group_arrays(group) for group in found.groups])
-        return WireBatch(found.batch_id, groups)
+        return WireBatch(found.batch_id, found.step, groups)
 
     async def acknowledge(self, batch_id: int) -> None:
         """See `BatchSource.acknowledge`. Raises `ApiError`."""

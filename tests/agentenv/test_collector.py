@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from agentenv import Item, NotStartedError, PolicyError, ScoredDataGroup
+from agentenv import AgentEnvError, Item, NotStartedError, PolicyError, ScoredDataGroup
 from agentenv.collected import CollectorSettings
 from agentenv.collector import Collector, NothingCollectedError
 from agentenv.control.filters import GroupFilters
@@ -298,6 +298,18 @@ async def test_a_dataset_that_fails_ends_the_iteration_with_its_error():
         async with Collector(env, CollectorSettings(workers=2)) as collector:
             _ = [collected async for collected in collector]
     assert env.running == 0
+    await env.shutdown()
+
+
+async def test_a_dataset_that_awaited_what_was_cancelled_ends_the_iteration_with_an_error():
+    class Cancelled(GatedEnv):
+        async def get_next_item(self) -> Item | None:
+            raise asyncio.CancelledError
+
+    env = await set_up(Cancelled)
+    with pytest.raises(AgentEnvError, match="get_next_item"):
+        async with Collector(env, CollectorSettings(workers=2)) as collector:
+            _ = [collected async for collected in collector]
     await env.shutdown()
 
 

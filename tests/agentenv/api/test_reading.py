@@ -255,6 +255,11 @@ def test_what_is_wrong_is_left_to_the_way_that_says_why():
         read_groups(two, LIMITS, many=False, binary=True)
 
 
+def test_gzip_of_very_many_members_is_refused():
+    with pytest.raises(InvalidGzipError, match="members"):
+        inflate(gzip.compress(b"") * 1_000, 100)
+
+
 def test_gzip_of_several_members_is_read_up_to_a_limit():
     assert inflate(gzip.compress(b"a" * 10) + gzip.compress(b"b"), 11) == b"a" * 10 + b"b"
     with pytest.raises(InvalidGzipError, match="more than 10"):

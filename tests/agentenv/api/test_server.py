@@ -156,6 +156,8 @@ async def test_a_weight_that_makes_no_sense_breaks_nothing():
         {"group_size": 0},
         {"group_size": 2**40},
         {"weight": float("nan")},
+        {"weight": 1e300},
+        {"min_batch_allocation": 1e300},
         {"max_token_length": 10**400},
         {"desired_name": None},
     ],
@@ -188,6 +190,18 @@ async def test_reset_forgets_all_but_what_the_protocol_keeps():
         assert (await api.get("/latest_example"))["tokens"] == make_group()["tokens"]
         await api.start_training(batch_size=2)
         assert (await api.get("/info"))["batch_size"] == 2
+
+
+async def test_after_a_reset_an_environment_learns_that_its_id_may_be_another_ones():
+    async with served() as api:
+        await api.start_training()
+        env_id = await api.register_env()
+        before = await api.get("/status-env", {"env_id": env_id})
+        assert (await api.call("GET", "/reset_data")).status == 200
+        await api.start_training()
+        assert await api.register_env(desired_name="b") == env_id
+        after = await api.get("/status-env", {"env_id": env_id})
+        assert after["server_id"] != before["server_id"]
 
 
 async def test_bodies_may_be_gzip_and_large_answers_are_where_the_caller_reads_it():
@@ -450,6 +464,16 @@ async def test_requests_of_web_pages_and_for_other_names_are_refused():
     async with served() as api:
         assert (await api.call("GET", "/info", headers={"Origin": "http://evil"})).status == 403
         assert (await api.call("GET", "/info", headers={"Host": "evil"})).status == 421
+
+
+async def test_a_large_body_where_none_belongs_is_refused():
+    async with served() as api:
+        await api.start_training()
+        body = env_registration(desired_name="n" * 2_000_000)
+        assert (await api.call("POST", "/register-env", body)).status == 413
+        packed = gzip.compress(json.dumps(body).encode())
+        answer = await api.call("POST", "/register-env", packed, {"Content-Encoding": "gzip"})
+        assert answer.status == 413
 
 
 async def test_a_body_over_the_limit_is_refused():

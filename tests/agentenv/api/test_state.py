@@ -127,6 +127,8 @@ async def test_a_restart_finds_what_there_was(tmp_path: Path, seed: int):
             loaded = store.load()
             assert told(loaded) == told(state)
             assert loaded.answers == state.answers
+            for known in ("groups", "batches", "dropped_by_reset"):
+                assert loaded.counts[known] == state.counts[known]
             assert loaded.next_batch_id == state.next_batch_id
             in_use = {entry.seq for batch in state.leases.open for entry in batch.entries}
             assert loaded.next_seq > max(in_use, default=0)

@@ -1,108 +1,21 @@
 """`serve` against a server in memory: everything it does beside collecting."""
 
 import asyncio
-import contextlib
 import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 
 from agentenv import AgentEnvError, ConfigError, Item
 from agentenv.api.registry import EnvRegistration
-from agentenv.run.directory import RunDirectory, read_groups
-from agentenv.run.progress import QuietProgress
-from agentenv.serve import serve
+from agentenv.run.directory import read_groups
 from agentenv.testing import FakeLink
-from tests.agentenv.fake_env import EchoEnv, make_env, policy_of
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    async with asyncio.timeout(30):
-        while not condition():
-            await asyncio.sleep(0.002)
-
-
-@dataclass
-class Running:
-    """A `serve` under way."""
-
-    env: EchoEnv
-    link: FakeLink
-    path: Path
-    progress: QuietProgress = field(default_factory=QuietProgress)
-    totals: dict[str, Any] = field(default_factory=dict)
-    handle_signals: bool = False
-    _task: asyncio.Task[None] | None = None
-
-    @property
-    def task(self) -> asyncio.Task[None]:
-        self._task = self._task or asyncio.create_task(self.run())
-        return self._task
-
-    async def run(self) -> None:
-        directory = await RunDirectory.open(self.path, extend=True)
-        try:
-            self.totals = await serve(
-                self.env,
-                self.link,
-                directory,
-                progress=self.progress,
-                handle_signals=self.handle_signals,
-                poll_s=0.005,
-            )
-        finally:
-            await directory.close()
-
-    @property
-    def items(self) -> list[str]:
-        return [f"{group.group_id}" for group in self.link.groups]
-
-
-EnvT = TypeVar("EnvT", bound="MixedEnv")
-
-
-class MixedEnv(EchoEnv):
-    """Its groups have differing scores, and it knows which items it gave."""
-
-    def build_task(self, item: Item) -> str:
-        return f"task {item}"
-
-    async def score_trajectory(self, item: Item, final_response: str) -> float:
-        self.scored = getattr(self, "scored", 0) + 1
-        return float(self.scored)
-
-
-def made(env_cls: type[EnvT], **config: Any) -> EnvT:
-    values = {"group_size": 2, "total_steps": 1000, "max_num_workers": 2, **config}
-    env = make_env(lambda request: "right", env_cls=env_cls, **values)
-    assert isinstance(env, env_cls)
-    return env
-
-
-def mixed(**config: Any) -> MixedEnv:
-    return made(MixedEnv, **config)
-
-
-@asynccontextmanager
-async def serving(
-    env: EchoEnv, link: FakeLink, path: Path, *, handle_signals: bool = False
-) -> AsyncIterator[Running]:
-    running = Running(env, link, path, handle_signals=handle_signals)
-    assert not running.task.done()
-    try:
-        yield running
-    finally:
-        running.task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await running.task
-    assert env.runtime.backend.stats().hosts == 0
+from tests.agentenv.fake_env import policy_of
+from tests.agentenv.serve.running import MixedEnv, Running, fill, made, mixed, seen, serving, until
 
 
 async def test_groups_reach_the_server_with_what_a_trainer_needs_until_it_has_enough(
@@ -155,68 +68,6 @@ async def test_no_more_groups_wait_than_the_trainer_allows_and_taking_some_lets_
         await until(lambda: len(link.groups) == 6)
 
 
-async def test_groups_are_kept_while_the_server_is_away_and_sent_once_in_order(tmp_path: Path):
-    env, link = mixed(max_batches_offpolicy=100), FakeLink(batch_size=8, loses_answers=1)
-    async with serving(env, link, tmp_path) as running:
-        await until(lambda: len(link.groups) >= 2)
-        link.away = True
-        sent = len(link.groups)
-        await until(lambda: running.progress.counters.groups_done >= sent + 6)
-        assert len(link.groups) == sent
-        link.away = False
-        await until(lambda: len(link.groups) >= sent + 6)
-    assert link.repeated >= 1
-    assert len(set(running.items)) == len(link.groups)
-
-
-async def test_what_was_not_sent_when_the_process_ended_is_sent_by_the_next(tmp_path: Path):
-    link = FakeLink(batch_size=8)
-    async with serving(mixed(max_batches_offpolicy=100), link, tmp_path) as first:
-        await until(lambda: link.groups)
-        link.away = True
-        await until(lambda: first.progress.counters.groups_done >= len(link.groups) + 3)
-    link.away = False
-    sent = len(link.groups)
-    kept = first.progress.counters.groups_done - sent
-    async with serving(mixed(), link, tmp_path):
-        await until(lambda: len(link.groups) >= sent + kept)
-    assert len({group.group_id for group in link.groups}) == len(link.groups)
-    instances = {registration.instance for registration in link.registrations}
-    assert len(instances) == 1
-    assert {group.env_id for group in link.groups} == {0}
-
-
-async def test_groups_left_over_from_another_training_are_dropped_and_counted(tmp_path: Path):
-    link = FakeLink(batch_size=8)
-    async with serving(mixed(max_batches_offpolicy=100), link, tmp_path) as first:
-        await until(lambda: link.groups)
-        link.away = True
-        await until(lambda: first.progress.counters.groups_done >= len(link.groups) + 3)
-    other = FakeLink(batch_size=4, num_steps=1)
-    async with serving(mixed(total_steps=-1), other, tmp_path) as second:
-        while not second.task.done():
-            other.train()
-            await asyncio.sleep(0.002)
-    dropped = second.totals["dropped_after_collection"]
-    assert dropped["left over from another training"] >= 3
-    assert not {g.group_id for g in other.groups} & {g.group_id for g in link.groups}
-
-
-@pytest.mark.parametrize("new_server", [True, False])
-async def test_it_joins_again_when_the_server_forgot_it(tmp_path: Path, new_server: bool):
-    env, link = mixed(), FakeLink(batch_size=4)
-    async with serving(env, link, tmp_path) as running:
-        await until(lambda: link.groups)
-        link.forget(new_server=new_server)
-        await until(lambda: len(link.registrations) == 2)
-        before = len(link.groups)
-        link.train()
-        link.train()
-        await until(lambda: len(link.groups) > before)
-        assert not running.task.done()
-    assert link.groups[-1].env_id == 1
-
-
 async def test_a_refused_group_is_dropped_with_its_reason_and_the_next_goes_through(
     tmp_path: Path,
 ):
@@ -261,101 +112,49 @@ async def test_the_environments_weight_reaches_the_policy_in_both_directions(tmp
         await until(lambda: policy_of(env).weight == 0.01)
 
 
-class Evaluated(MixedEnv):
-    """Its evaluation lasts until the test says so."""
-
-    async def setup_agent_env(self) -> None:
-        await super().setup_agent_env()
-        self.begun: list[int] = []
-        self.go_on = asyncio.Event()
-        self.wrong: Exception | None = None
-
-    async def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        self.begun.append(self.curr_step)
-        await self.go_on.wait()
-        if self.wrong is not None:
-            raise self.wrong
-        return {"eval/solved": 0.5}
-
-
-async def seen(link: FakeLink) -> None:
-    """Wait until the environment has acted on how things stand now."""
-    looks = link.looks
-    await until(lambda: link.looks > looks + 5)
-
-
-async def fill(link: FakeLink) -> None:
-    await until(link.train)
-
-
-async def test_evaluation_stops_new_groups_and_restarts_none(tmp_path: Path):
-    env, link = made(Evaluated, steps_per_eval=1), FakeLink(batch_size=4)
-    async with serving(env, link, tmp_path) as running:
-        await fill(link)
-        await until(lambda: env.begun)
-        await until(lambda: running.progress.counters.groups_running == 0)
-        requests = len(policy_of(env).requests)
-        await seen(link)
-        assert len(policy_of(env).requests) == requests
-        assert running.progress.counters.groups_retried == 0
-        while link.train():
-            pass
-        env.go_on.set()
-        await until(lambda: len(policy_of(env).requests) > requests)
-        file = tmp_path / "metrics.jsonl"
-        await until(lambda: file.exists() and "eval/solved" in file.read_text())
-    line = next(line for line in file.read_text().splitlines() if "solved" in line)
-    assert json.loads(line) == {"step": env.begun[0], "echo_0_eval/solved": 0.5}
-
-
-async def test_a_limited_evaluation_leaves_a_share_of_the_workers(tmp_path: Path):
-    class Slow(Evaluated):
-        release = asyncio.Event()
-
-        async def collect_trajectories(self, item: Item) -> Any:
-            if self.begun:
-                await self.release.wait()
-            return await super().collect_trajectories(item)
-
-    env = made(
-        Slow, steps_per_eval=1, eval_handling="LIMIT_TRAIN", eval_limit_ratio=0.5, max_num_workers=4
-    )
-    link = FakeLink(batch_size=4)
-    async with serving(env, link, tmp_path) as running:
-        await fill(link)
-        await until(lambda: env.begun)
-        while link.train():
-            pass
-        await until(lambda: running.progress.counters.groups_running == 2)
-        await seen(link)
-        assert running.progress.counters.groups_running == 2
-        env.go_on.set()
-        await until(lambda: link.train() or running.progress.counters.groups_running == 4)
-        await until(lambda: running.progress.counters.groups_running == 4)
-        env.release.set()
-
-
-async def test_an_evaluation_that_fails_is_logged_and_counted_and_ends_nothing(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-):
-    env, link = made(Evaluated, steps_per_eval=1), FakeLink(batch_size=4, num_steps=3)
-    env.config.total_steps = 3
-    async with serving(env, link, tmp_path) as running:
-        await until(lambda: hasattr(env, "wrong"))
-        env.wrong = ZeroDivisionError("in the environment's own code")
-        env.go_on.set()
-        while not running.task.done():
-            link.train()
-            await asyncio.sleep(0.002)
-    assert running.totals["evaluations"]["failed"] >= 1
-    assert "ZeroDivisionError" in caplog.text
-
-
 class Positioned(MixedEnv):
     """Keeps how far it got."""
 
     def checkpoint_state(self) -> dict[str, Any] | None:
         return {"next_item": self.next_item}
+
+
+@pytest.mark.parametrize("hook", ["wandb_log", "evaluate", "checkpoint_state"])
+async def test_a_hook_that_awaited_what_was_cancelled_has_failed_and_ends_nothing(
+    tmp_path: Path, hook: str, caplog: pytest.LogCaptureFixture
+):
+    class Cancelled(MixedEnv):
+        async def wandb_log(self, wandb_metrics: dict[str, Any] | None = None) -> None:
+            self.raise_in("wandb_log")
+
+        async def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+            self.raise_in("evaluate")
+            return {}
+
+        def checkpoint_state(self) -> dict[str, Any] | None:
+            self.raise_in("checkpoint_state")
+            return None
+
+        def raise_in(self, name: str) -> None:
+            if name == hook:
+                raise asyncio.CancelledError
+
+    env, link = made(Cancelled, steps_per_eval=1), FakeLink(batch_size=4, checkpoint_interval=1)
+    async with serving(env, link, tmp_path) as running:
+        for _ in range(3):
+            await fill(link)
+            await seen(link)
+        await until(lambda: "awaited something that was cancelled" in caplog.text)
+        assert not running.task.done()
+
+
+async def test_set_up_that_awaited_what_was_cancelled_is_no_success(tmp_path: Path):
+    class Cancelled(MixedEnv):
+        async def setup(self) -> None:
+            raise asyncio.CancelledError
+
+    with pytest.raises(AgentEnvError, match="cancelled"):
+        await Running(made(Cancelled), FakeLink(), tmp_path).run()
 
 
 async def test_a_restart_goes_on_where_the_checkpoint_says(tmp_path: Path):
@@ -419,28 +218,6 @@ async def test_the_curriculum_remembers_over_a_restart_and_the_environment_sees_
 
 def only_key(item: Item) -> str:
     return "the only one"
-
-
-async def test_metrics_bear_the_documented_names(tmp_path: Path):
-    class Logging(MixedEnv):
-        async def wandb_log(self, wandb_metrics: dict[str, Any] | None = None) -> None:
-            await super().wandb_log({**(wandb_metrics or {}), "train/mine": 1.5})
-
-    env, link = made(Logging), FakeLink(batch_size=4)
-    file = tmp_path / "metrics.jsonl"
-    async with serving(env, link, tmp_path):
-        await fill(link)
-        await until(lambda: file.exists() and "train/mine" in file.read_text())
-    report = json.loads(file.read_text().splitlines()[0])
-    for name in (
-        "train/completion_lengths", "train/completion_lengths_std", "train/completion_lengths_max",
-        "train/completion_lengths_min", "train/completion_lengths_p95", "train/items_sent_to_api",
-        "train/items_rejected", "train_perf/task_duration_mean", "train_perf/task_duration_std",
-        "train_perf/succeeded_task_duration_max", "train_perf/mainloop_timings_min",
-        "train_perf/workers_added_per_attempt_mean", "train/mine",
-    ):  # fmt: skip
-        assert f"echo_0_{name}" in report
-    assert report["echo_0_train/items_sent_to_api"] >= 2
 
 
 async def test_groups_are_also_written_where_a_path_for_them_is_set(tmp_path: Path):

@@ -12,7 +12,7 @@ from agentenv.api.settings import ApiSettings, Scope
 from agentenv.run.directory import read_groups
 from agentenv_tools.serving import ServeSettings
 from tests.agentenv.fake_env import policy_of
-from tests.agentenv.serve.test_service import MixedEnv, Running, made, until
+from tests.agentenv.serve.running import MixedEnv, Running, made, until
 
 
 def registration(num_steps: int) -> TrainerRegistration:

@@ -31,6 +31,28 @@ async def test_records_come_back_in_order_and_the_file_is_emptied_when_all_are_d
     await spool.close()
 
 
+async def test_a_new_beginning_is_on_the_disk_before_records_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    on_disk: dict[str, bytes] = {}
+    sync = os.fsync
+
+    def noting(fd: int) -> None:
+        path = Path(f"/proc/self/fd/{fd}").readlink()
+        on_disk[path.name] = path.read_bytes()
+        sync(fd)
+
+    monkeypatch.setattr(os, "fsync", noting)
+    spool = await opened(tmp_path)
+    for number in range(2):
+        await spool.put(b"record %d" % number)
+    on_disk.clear()
+    await spool.done(1)
+    await spool.done(1)
+    assert on_disk[SENT_FILE] == bytes(8)
+    await spool.close()
+
+
 async def test_what_was_not_done_is_there_again_after_a_restart(tmp_path: Path):
     spool = await opened(tmp_path)
     for number in range(4):

@@ -26,6 +26,7 @@ CLIENTS = [
     {"server_type": "sglang"},
 ]
 NAMES = [client.get("api", "sglang") for client in CLIENTS]
+INFINITY = float("inf")
 
 
 @asynccontextmanager
@@ -120,6 +121,7 @@ async def test_a_prompt_that_does_not_fit_is_told_apart_from_a_bad_request(clien
         ("/generate", {"input_ids": [1], "return_logprob": True, "sampling_params": []}),
         ("/inference/v1/generate", {"token_ids": [1], "sampling_params": {"max_tokens": -1}}),
         ("/inference/v1/generate", {"token_ids": [1], "sampling_params": {"max_tokens": "a"}}),
+        ("/inference/v1/generate", {"token_ids": [1], "sampling_params": {"max_tokens": INFINITY}}),
         ("/inference/v1/generate", {"token_ids": [], "sampling_params": {"max_tokens": 1}}),
         ("/v1/completions", {"prompt": [1], "max_tokens": 1, "stream": True}),
     ],

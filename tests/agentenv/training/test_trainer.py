@@ -29,6 +29,7 @@ torch.set_num_threads(1)
 class Handed:
     batch_id: int | None
     groups: list[Any]
+    step: int | None = None
 
 
 @dataclass
@@ -137,6 +138,19 @@ async def test_a_trainer_that_goes_on_from_a_checkpoint_ends_with_the_same_weigh
 
     assert second.published == ["2", "3", "4"]
     assert torch.equal(second.weights(), whole.weights())
+
+
+async def test_weights_are_named_by_the_servers_step_where_batches_were_lost(tmp_path):
+    run = Run(tmp_path, LeasingServer([Handed(7, [two_rows()], step=79)]), steps=1)
+
+    await run.trainer.restore()
+    await run.trainer.catch_up(1)
+    assert run.published == ["0"]
+    await run.trainer.catch_up(80)
+    await run.trainer.run()
+
+    assert run.published == ["0", "80", "80"]
+    assert [report.step for report in run.reports] == [1]
 
 
 async def test_a_batch_that_is_in_the_checkpoint_is_acknowledged_and_not_learned_from_again(
