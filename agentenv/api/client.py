@@ -160,7 +160,7 @@ class _Client:
         return answer["group"], answer["project"]
 
     async def _binary(self) -> bool:
-        """Whether the server takes the binary form. Asked once."""
+        """Whether the server takes the binary form. Asked once, and again after registering: it may be another one."""
         if self._speaks_binary is None:
             about = await self._http.json("GET", "/")
             self._speaks_binary = CONTENT_TYPE in about.get("content_types", ())
@@ -172,6 +172,7 @@ class EnvironmentClient(_Client):
 
     async def register(self, env: EnvRegistration) -> EnvRegistered | None:
         """Register. None: the trainer has not asked for a batch yet, so come again."""
+        self._speaks_binary = None
         body = env.model_dump()
         if env.instance is None:
             del body["instance"]
@@ -245,6 +246,7 @@ class TrainerClient(_Client):
 
     async def register(self, trainer: TrainerRegistration) -> TrainerRegistered:
         """Register. Only the first trainer since the server's data began, or a reset, sets the settings."""
+        self._speaks_binary = None
         answer = await self._http.json("POST", "/register", trainer.model_dump())
         return TrainerRegistered(
             answer["uuid"], answer.get("took_effect", True), answer.get("current_step")

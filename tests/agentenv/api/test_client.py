@@ -10,6 +10,7 @@ from agentenv.api.client import (
     TrainerClient,
     TrainerRegistration,
 )
+from agentenv.api.codec import CONTENT_TYPE
 from agentenv.api.settings import ApiSettings, Scope
 from agentenv.errors import ApiRefusedError, ApiUnreachableError, UnknownEnvError
 from tests.agentenv.api.groups import REGISTRATION, env_registration, make_group
@@ -149,3 +150,26 @@ async def test_a_server_that_speaks_only_json_gets_json():
         assert found is not None
         assert found.batch_id is None
         assert found.scored_groups()[0]["tokens"] == group["tokens"]
+
+
+async def test_a_server_that_took_the_place_of_another_is_asked_again_what_it_speaks():
+    about: dict[str, Any] = {"content_types": [CONTENT_TYPE]}
+    kinds: list[str] = []
+
+    async def tell(_: web.Request) -> web.Response:
+        return web.json_response(about)
+
+    async def register(_: web.Request) -> web.Response:
+        return web.json_response({"status": "wait for trainer to start"})
+
+    async def take(request: web.Request) -> web.Response:
+        kinds.append(request.content_type)
+        return web.json_response({"status": "received", "groups_processed": 1})
+
+    routes = {"/": tell, "/register-env": register, "/scored_data_list": take}
+    async with other_server(routes) as url, EnvironmentClient(url) as env:
+        await env.send([make_group()])
+        about.clear()
+        await env.register(ENV)
+        await env.send([make_group()])
+    assert kinds == [CONTENT_TYPE, "application/json"]
