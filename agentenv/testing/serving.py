@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
 _START_TIMEOUT = 10.0
+_TURNS_OF_ACCEPTING = 5
+"""A connection that was accepted just before the listener was closed is known some turns of the loop later."""
 
 
 class _Server(uvicorn.Server):
@@ -42,14 +44,19 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         for listener in (*self.servers, *(sockets or ())):
             listener.close()
-        for connection in list(self.server_state.connections):
-            transport = getattr(connection, "transport", None)
-            if transport is not None:
-                transport.abort()
+        for _ in range(_TURNS_OF_ACCEPTING):
+            self._cut_connections()
+            await asyncio.sleep(0)
         handlers = list(self.server_state.tasks)
         for handler in handlers:
             handler.cancel()
         await asyncio.gather(*handlers, return_exceptions=True)
+
+    def _cut_connections(self) -> None:
+        for connection in list(self.server_state.connections):
+            transport = getattr(connection, "transport", None)
+            if transport is not None:
+                transport.abort()
 
 
 class RunningEngine:
