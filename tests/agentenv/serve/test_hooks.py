@@ -95,17 +95,23 @@ async def test_an_evaluation_that_fails_is_logged_and_counted_and_ends_nothing(
     assert "ZeroDivisionError" in caplog.text
 
 
+async def reports(link: FakeLink, file: Path, enough: int) -> list[dict[str, Any]]:
+    """The first reports, with a trainer that goes on until they are there: one comes at a step with enough groups."""
+    async with asyncio.timeout(60):
+        while not file.exists() or file.read_text().count("\n") < enough:
+            await fill(link)
+            await seen(link)
+    return [json.loads(line) for line in file.read_text().splitlines()[:enough]]
+
+
 async def test_metrics_bear_the_documented_names(tmp_path: Path):
     class Logging(MixedEnv):
         async def wandb_log(self, wandb_metrics: dict[str, Any] | None = None) -> None:
             await super().wandb_log({**(wandb_metrics or {}), "train/mine": 1.5})
 
     env, link = made(Logging), FakeLink(batch_size=4)
-    file = tmp_path / "metrics.jsonl"
     async with serving(env, link, tmp_path):
-        await fill(link)
-        await until(lambda: file.exists() and "train/mine" in file.read_text())
-    report = json.loads(file.read_text().splitlines()[0])
+        (report,) = await reports(link, tmp_path / "metrics.jsonl", 1)
     for name in (
         "train/completion_lengths", "train/completion_lengths_std", "train/completion_lengths_max",
         "train/completion_lengths_min", "train/completion_lengths_p95", "train/items_sent_to_api",
@@ -127,8 +133,9 @@ async def test_a_report_that_hangs_holds_neither_steering_nor_the_end_up(tmp_pat
 
     env, link = made(Hanging), FakeLink(batch_size=4)
     async with serving(env, link, tmp_path, handle_signals=True) as running:
-        await fill(link)
-        await until(lambda: env.reporting)
+        while not env.reporting:
+            await fill(link)
+            await seen(link)
         link.paused = True
         await until(lambda: env.runtime.gate.paused)
         link.paused = False
@@ -146,10 +153,6 @@ async def test_groups_that_were_dropped_are_counted_in_the_metrics(tmp_path: Pat
             return float(self.scored % 4 == 1)
 
     link = FakeLink(batch_size=4)
-    file = tmp_path / "metrics.jsonl"
     async with serving(made(Even, max_num_workers=1), link, tmp_path):
-        await fill(link)
-        await fill(link)
-        await until(lambda: file.exists() and len(file.read_text().splitlines()) >= 2)
-    report = json.loads(file.read_text().splitlines()[1])
+        _, report = await reports(link, tmp_path / "metrics.jsonl", 2)
     assert report["echo_0_train/items_rejected"] >= 2
