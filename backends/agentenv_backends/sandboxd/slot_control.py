@@ -63,11 +63,17 @@ class Control:
         self._current: Optional[Reply] = None
         self._block_end = b""
         self._complaint = b""
+        self.is_attached = False
+        """Whether it has a session. A command that arrives before is refused for want of a client."""
         self.has_ended = False
         """Whether nothing more will come."""
         os.set_blocking(commands, False)
         os.set_blocking(replies, False)
         around.watch.add(replies, self._take_in)
+
+    def attach(self, until: float) -> None:
+        """Wait, no longer than that, until it has a session."""
+        self._around.wait(lambda: self.is_attached or self.has_ended, until)
 
     def ask(self, command: bytes, until: float) -> Reply:
         """Have a command done. Raises `TmuxGoneError` when there is no answer by then, and `WithdrawnError`."""
@@ -120,6 +126,8 @@ class Control:
             self._block_end = identity
             ours = identity.rpartition(b" ")[2] == _OURS and self._expected
             self._current = self._expected.pop(0) if ours else Reply()
+        elif line.startswith(b"%session-changed "):
+            self.is_attached = True
         elif line.startswith(b"%pause "):
             self._on_loss()
             self._tell(b"refresh-client -A %s:continue" % PANE)

@@ -30,6 +30,7 @@ LEAST_SIZE, LARGEST_SIZE = (20, 10), (500, 200)
 _HISTORY_LINES = 5_000
 _PATIENCE_S = 4.0
 """How long after a request's deadline tmux may still answer; the driver waits a little longer."""
+_ATTACH_S = 2.0
 _FIRST_PROMPT_S = 2.0
 _QUIET_S = 0.15
 """A prompt after which nothing comes for so long is no passing one."""
@@ -84,6 +85,7 @@ class Tmux:
     def begin(self, deadline: float) -> None:
         """Wait until it can be typed at."""
         self._answer_by = deadline + _PATIENCE_S
+        self._control.attach(min(time.monotonic() + _ATTACH_S, self._answer_by))
         self._ask(b"refresh-client -f pause-after=2")
         self._ask_size()
         reply = self._ask(b"display-message -p -t %s '#{pane_pid}'" % PANE)

@@ -74,6 +74,15 @@ def test_a_reply_is_what_stands_between_its_own_marks(tmux: Tmux) -> None:
     assert tmux.output == b""
 
 
+def test_a_client_is_attached_once_it_is_told_its_session(tmux: Tmux) -> None:
+    tmux.say(b"%begin 5 1 0", b"%session-changed not yet", b"%end 5 1 0", b"%sessions-changed")
+    tmux.control.attach(time.monotonic() + 0.05)
+    assert not tmux.control.is_attached
+    tmux.say(b"%session-changed $0 0")
+    tmux.control.attach(time.monotonic() + 5)
+    assert tmux.control.is_attached
+
+
 def test_an_error_is_a_reply(tmux: Tmux) -> None:
     tmux.say(b"%begin 5 2 1", b"no such thing", b"%error 5 2 1")
     reply = tmux.control.ask(b"x", time.monotonic() + 5)
