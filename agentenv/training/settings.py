@@ -20,7 +20,7 @@ class GrpoConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
-    steps: int = Field(default=120, ge=1)
+    steps: int = Field(default=80, ge=1)
     """Batches to learn from."""
     batch_size: int = Field(default=64, ge=1)
     """Rows in a batch: a multiple of the environment's group size."""
