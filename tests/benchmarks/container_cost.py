@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import aiodocker
 
 from agentenv_backends.docker.owners import OWNER_LABEL, Owner
-from tests.faults.process_tree import processor_time
+from tests.processes import processor_time
 
 if TYPE_CHECKING:
     from tests.benchmarks.figures import Load

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agentenv_backends.sandboxd import leftovers
-from tests.faults.process_tree import alive, descendants
-from tests.faults.waiting import eventually
+from tests.processes import alive, descendants
+from tests.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from tests.faults.process_tree import Process
+    from tests.processes import Process
 
 _CGROUPS = Path("/sys/fs/cgroup")
 

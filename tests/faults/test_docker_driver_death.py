@@ -14,9 +14,9 @@ from agentenv.testing import running_engine
 from tests.docker_engine import DOCKER, needs_engine
 from tests.faults.containers import docker_pool, real_engine
 from tests.faults.ledger_runs import POLICY, ledger_run
-from tests.faults.process_tree import process_of
 from tests.faults.programs import program
-from tests.faults.waiting import eventually
+from tests.processes import process_of
+from tests.waiting import eventually
 
 pytestmark = [pytest.mark.docker, pytest.mark.sandbox, pytest.mark.slow, needs_engine]
 _REPEATS = int(os.environ.get("AGENTENV_DRIVER_DEATHS", "3"))

@@ -17,7 +17,7 @@ from tests.agentenv_backends.docker.stalling import stalling_way
 from tests.docker_engine import DOCKER, needs_engine
 from tests.faults.containers import Engine, engine_socket, real_engine
 from tests.faults.ledger_runs import GROUP_SIZE, POLICY, LedgerRun, ledger_run
-from tests.faults.process_tree import Process, process_of
+from tests.processes import Process, process_of
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow, needs_engine]
 _MOMENTS = int(os.environ.get("AGENTENV_INTERRUPTS", "6"))

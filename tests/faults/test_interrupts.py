@@ -10,7 +10,7 @@ import pytest
 from agentenv.testing import FakeRequest, running_engine
 from tests.faults.ledger_env import END_IDS, TOKENIZER, append_by_seed, call_text
 from tests.faults.ledger_runs import GROUP_SIZE, LedgerRun, ledger_run
-from tests.faults.waiting import eventually
+from tests.waiting import eventually
 
 pytestmark = [pytest.mark.sandbox, pytest.mark.slow]
 _ENDS_WITHIN_S = 30

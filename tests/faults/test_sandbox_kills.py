@@ -13,8 +13,8 @@ from agentenv.run.directory import RunDirectory, read_groups
 from agentenv.run.progress import QuietProgress
 from tests.faults.footprint import Footprint
 from tests.faults.ledger_env import ledger_env
-from tests.faults.process_tree import children
 from tests.faults.sandboxes import hosts_of, local_pool, slots_of
+from tests.processes import children
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -6,18 +6,16 @@ import json
 import signal
 import subprocess
 import sys
-import time
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import psutil
 import pytest
+
+from tests.processes import Process, alive, descendants
+from tests.waiting import wait_until
 
 pytest.importorskip("torch")
 pytest.importorskip("matplotlib")
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 pytestmark = [pytest.mark.torch, pytest.mark.sandbox, pytest.mark.slow]
 ROOT = Path(__file__).parents[4]
@@ -33,7 +31,20 @@ evaluation: {env: {split: held_out}, tasks: 2, samples: 2}
 """
 
 
-def start(folder: Path, steps: int) -> subprocess.Popen[str]:
+@pytest.fixture
+def start(tmp_path):
+    """Start demos in one folder. A test that fails leaves none of them running, and no pipe open."""
+    with ExitStack() as demos:
+
+        def begin(steps: int) -> subprocess.Popen[str]:
+            demo = demos.enter_context(started(tmp_path, steps))
+            demos.callback(demo.kill)
+            return demo
+
+        yield begin
+
+
+def started(folder: Path, steps: int) -> subprocess.Popen[str]:
     config = folder / "demo.yaml"
     config.write_text(CONFIG.replace("STEPS", str(steps)))
     command = ["-m", "agentenv", "train-demo", str(config), "--run-dir", str(folder / "run")]
@@ -47,30 +58,24 @@ def start(folder: Path, steps: int) -> subprocess.Popen[str]:
     )
 
 
-def started_by(demo: subprocess.Popen[str]) -> list[psutil.Process]:
-    return psutil.Process(demo.pid).children(recursive=True)
-
-
-def wait_until(holds: Callable[[], bool], what: str) -> None:
-    give_up = time.monotonic() + DEADLINE_S
-    while not holds():
-        assert time.monotonic() < give_up, f"not in time: {what}"
-        time.sleep(0.05)
+def wait_for_steps(demo: subprocess.Popen[str], folder: Path, steps: int) -> None:
+    """Return when the trainer has written that many steps, or the demo has ended."""
+    wait_until(
+        lambda: len(learned(folder)) >= steps or demo.poll() is not None,
+        f"{steps} steps",
+        within_s=DEADLINE_S,
+    )
 
 
 def learned(folder: Path) -> list[int]:
     """The step of each line that the trainer has written."""
     path = folder / "run/steps.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [json.loads(line)["step"] for line in lines]
+    whole = path.read_text().split("\n")[:-1] if path.exists() else []
+    return [json.loads(line)["step"] for line in whole]
 
 
-def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
-    return [each for each in processes if each.is_running() and each.status() != "zombie"]
-
-
-def trainer_among(processes: list[psutil.Process]) -> psutil.Process:
-    (found,) = [each for each in processes if each.cmdline()[1:3] == ["-m", "agentenv.training"]]
+def trainer_among(processes: set[Process]) -> Process:
+    (found,) = [each for each in processes if each.command[1:3] == ["-m", "agentenv.training"]]
     return found
 
 
@@ -78,12 +83,15 @@ def output_of(demo: subprocess.Popen[str]) -> str:
     return demo.communicate(timeout=DEADLINE_S)[0]
 
 
-def test_it_trains_measures_and_draws_and_leaves_nothing_running(tmp_path):
-    demo = start(tmp_path, steps=2)
-    seen: dict[int, psutil.Process] = {}
-    while demo.poll() is None and len(learned(tmp_path)) < 2:
-        seen |= {each.pid: each for each in started_by(demo)}
-        time.sleep(0.05)
+def test_it_trains_measures_and_draws_and_leaves_nothing_running(start, tmp_path):
+    demo = start(2)
+    seen: set[Process] = set()
+
+    def trained() -> bool:
+        seen.update(descendants(demo.pid))
+        return demo.poll() is not None or len(learned(tmp_path)) >= 2
+
+    wait_until(trained, "two steps", within_s=DEADLINE_S)
     output = output_of(demo)
 
     assert demo.returncode == 0, output
@@ -94,18 +102,18 @@ def test_it_trains_measures_and_draws_and_leaves_nothing_running(tmp_path):
     assert (run / "checkpoints/step-000002/model.safetensors").exists()
     result = json.loads((run / "result.json").read_text())
     assert [len(each) for each in result["scores"]["before"]] == [2, 2]
-    wait_until(lambda: not alive(list(seen.values())), "the end of every process")
+    wait_until(lambda: not alive(seen), "the end of every process")
 
-    more = start(tmp_path, steps=3)
+    more = start(3)
     output = output_of(more)
     assert more.returncode == 0, output
     assert learned(tmp_path) == [1, 2, 3]
 
 
-def test_ctrl_c_ends_everything_and_the_same_folder_goes_on(tmp_path):
-    demo = start(tmp_path, steps=500)
-    wait_until(lambda: len(learned(tmp_path)) >= 2, "two steps")
-    processes = started_by(demo)
+def test_ctrl_c_ends_everything_and_the_same_folder_goes_on(start, tmp_path):
+    demo = start(500)
+    wait_for_steps(demo, tmp_path, 2)
+    processes = descendants(demo.pid)
     demo.send_signal(signal.SIGINT)
     output = output_of(demo)
 
@@ -114,7 +122,7 @@ def test_ctrl_c_ends_everything_and_the_same_folder_goes_on(tmp_path):
     assert not alive(processes)
     reached = len(learned(tmp_path))
 
-    again = start(tmp_path, steps=reached + 2)
+    again = start(reached + 2)
     output = output_of(again)
     assert again.returncode == 0, output
     assert "as it is" not in output  # measured the first time, and remembered
@@ -122,11 +130,13 @@ def test_ctrl_c_ends_everything_and_the_same_folder_goes_on(tmp_path):
     assert sorted(set(steps)) == list(range(1, reached + 3))
 
 
-def test_a_killed_trainer_ends_the_demo_with_the_reason_and_training_goes_on_afterwards(tmp_path):
-    demo = start(tmp_path, steps=500)
-    wait_until(lambda: len(learned(tmp_path)) >= 2, "two steps")
-    processes = started_by(demo)
-    trainer_among(processes).send_signal(signal.SIGKILL)
+def test_a_killed_trainer_ends_the_demo_with_the_reason_and_training_goes_on_afterwards(
+    start, tmp_path
+):
+    demo = start(500)
+    wait_for_steps(demo, tmp_path, 2)
+    processes = descendants(demo.pid)
+    trainer_among(processes).kill()
     output = output_of(demo)
 
     assert demo.returncode == 1, output
@@ -134,7 +144,7 @@ def test_a_killed_trainer_ends_the_demo_with_the_reason_and_training_goes_on_aft
     assert not alive(processes)
 
     reached = len(learned(tmp_path))
-    again = start(tmp_path, steps=reached + 1)
+    again = start(reached + 1)
     output = output_of(again)
     assert again.returncode == 0, output
     steps = learned(tmp_path)
@@ -142,11 +152,11 @@ def test_a_killed_trainer_ends_the_demo_with_the_reason_and_training_goes_on_aft
     assert len(steps) <= len(set(steps)) + 1  # at most the step of the kill was written down twice
 
 
-def test_a_demo_that_is_killed_takes_its_processes_along(tmp_path):
-    demo = start(tmp_path, steps=500)
-    wait_until(lambda: len(learned(tmp_path)) >= 1, "a step")
-    processes = started_by(demo)
-    assert trainer_among(processes).is_running()
+def test_a_demo_that_is_killed_takes_its_processes_along(start, tmp_path):
+    demo = start(500)
+    wait_for_steps(demo, tmp_path, 1)
+    processes = descendants(demo.pid)
+    assert trainer_among(processes).alive
     demo.kill()
     output_of(demo)
 

@@ -1,4 +1,8 @@
-"""Which processes are a test's own, by its process tree: no other process of the machine is counted or killed."""
+"""Which processes are a test's own, by its process tree: no other process of the machine is counted or killed.
+
+A process may end, or become a zombie, between any two questions about it. Here that is an answer and not an error: a
+process that has ended is not alive, and has no name, no command and no children.
+"""
 
 from __future__ import annotations
 
@@ -35,11 +39,20 @@ class Process:
         except OSError:
             return ""
 
-    def kill(self) -> None:
-        """SIGKILL, if it is still that process."""
+    @property
+    def command(self) -> list[str]:
+        """What it was started with; empty when it has ended."""
+        try:
+            text = (_PROC / str(self.pid) / "cmdline").read_text(errors="replace")
+        except OSError:
+            return []
+        return text.split("\0")[:-1]
+
+    def kill(self, how: signal.Signals = signal.SIGKILL) -> None:
+        """Send a signal, if it is still that process."""
         if self.alive:
             try:
-                os.kill(self.pid, signal.SIGKILL)
+                os.kill(self.pid, how)
             except ProcessLookupError:
                 return
 
