@@ -65,6 +65,12 @@ def process_of(pid: int) -> Process:
     return Process(pid, int(fields[19]))
 
 
+def running(pid: int) -> bool:
+    """Whether some process has this pid now and is no zombie."""
+    fields = _stat(pid)
+    return fields is not None and fields[0] != "Z"
+
+
 def descendants(pid: int) -> set[Process]:
     """Every living process below `pid`, at whatever depth, at this moment."""
     children: dict[int, list[Process]] = {}
@@ -129,6 +135,11 @@ def _own_processor_time(pid: int) -> float:
         except OSError:
             continue
     return nanoseconds / 1e9
+
+
+def open_descriptors() -> int:
+    """How many file descriptors this process has."""
+    return sum(1 for _ in (_PROC / "self/fd").iterdir())
 
 
 def resident_memory(pid: int) -> int:
