@@ -19,7 +19,7 @@ train-demo: setup
 test: lint
 	@./scripts/test-engine.sh start
 	@BASE_PYTHON=$(BASE_PYTHON) ./scripts/atropos-venv.sh
-	$(PYTHON) -m pytest --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
+	$(PYTHON) $(if $(PYTEST_ARGS),-m pytest,scripts/run_tests.py) --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
 
 lint: setup
 	$(PYTHON) -m ruff check .
