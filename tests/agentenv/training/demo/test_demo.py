@@ -58,13 +58,15 @@ def started(folder: Path, steps: int) -> subprocess.Popen[str]:
     )
 
 
-def wait_for_steps(demo: subprocess.Popen[str], folder: Path, steps: int) -> None:
-    """Return when the trainer has written that many steps, or the demo has ended."""
+def after_another_step(demo: subprocess.Popen[str], folder: Path) -> set[Process]:
+    """Wait until the trainer has written one step more than it had; what the demo has started by then."""
+    before = len(learned(folder))
     wait_until(
-        lambda: len(learned(folder)) >= steps or demo.poll() is not None,
-        f"{steps} steps",
+        lambda: len(learned(folder)) > before or demo.poll() is not None,
+        f"step {before + 1}",
         within_s=DEADLINE_S,
     )
+    return descendants(demo.pid)
 
 
 def learned(folder: Path) -> list[int]:
@@ -83,81 +85,49 @@ def output_of(demo: subprocess.Popen[str]) -> str:
     return demo.communicate(timeout=DEADLINE_S)[0]
 
 
-def test_it_trains_measures_and_draws_and_leaves_nothing_running(start, tmp_path):
-    demo = start(2)
-    seen: set[Process] = set()
-
-    def trained() -> bool:
-        seen.update(descendants(demo.pid))
-        return demo.poll() is not None or len(learned(tmp_path)) >= 2
-
-    wait_until(trained, "two steps", within_s=DEADLINE_S)
-    output = output_of(demo)
-
-    assert demo.returncode == 0, output
-    assert "step   2/2" in output
-    assert "gain, points" in output
-    run = tmp_path / "run"
-    assert (run / "reward.png").stat().st_size > 1_000
-    assert (run / "checkpoints/step-000002/model.safetensors").exists()
-    result = json.loads((run / "result.json").read_text())
-    assert [len(each) for each in result["scores"]["before"]] == [2, 2]
-    wait_until(lambda: not alive(seen), "the end of every process")
-
-    more = start(3)
-    output = output_of(more)
-    assert more.returncode == 0, output
-    assert learned(tmp_path) == [1, 2, 3]
-
-
-def test_ctrl_c_ends_everything_and_the_same_folder_goes_on(start, tmp_path):
-    demo = start(500)
-    wait_for_steps(demo, tmp_path, 2)
-    processes = descendants(demo.pid)
-    demo.send_signal(signal.SIGINT)
-    output = output_of(demo)
-
-    assert demo.returncode == 130, output
-    assert "to go on" in output
-    assert not alive(processes)
-    reached = len(learned(tmp_path))
-
-    again = start(reached + 2)
-    output = output_of(again)
-    assert again.returncode == 0, output
-    assert "as it is" not in output  # measured the first time, and remembered
-    steps = learned(tmp_path)
-    assert sorted(set(steps)) == list(range(1, reached + 3))
-
-
-def test_a_killed_trainer_ends_the_demo_with_the_reason_and_training_goes_on_afterwards(
+def test_nothing_is_left_running_whatever_ends_it_and_the_same_folder_goes_on_to_the_end(
     start, tmp_path
 ):
+    """One folder, since what a demo has begun with costs more than all that is shown here."""
     demo = start(500)
-    wait_for_steps(demo, tmp_path, 2)
-    processes = descendants(demo.pid)
-    trainer_among(processes).kill()
+    processes = after_another_step(demo, tmp_path)
+    demo.send_signal(signal.SIGINT)
     output = output_of(demo)
-
-    assert demo.returncode == 1, output
-    assert "the trainer ended before training was done (exit status 137)" in output
+    assert demo.returncode == 130, output
+    assert "as it is" in output  # measured before it began
+    assert "to go on" in output
     assert not alive(processes)
 
-    reached = len(learned(tmp_path))
-    again = start(reached + 1)
-    output = output_of(again)
-    assert again.returncode == 0, output
-    steps = learned(tmp_path)
-    assert set(steps) == set(range(1, reached + 2))
-    assert len(steps) <= len(set(steps)) + 1  # at most the step of the kill was written down twice
-
-
-def test_a_demo_that_is_killed_takes_its_processes_along(start, tmp_path):
     demo = start(500)
-    wait_for_steps(demo, tmp_path, 1)
-    processes = descendants(demo.pid)
+    processes = after_another_step(demo, tmp_path)
+    trainer_among(processes).kill()
+    output = output_of(demo)
+    assert demo.returncode == 1, output
+    assert "the trainer ended before training was done (exit status 137)" in output
+    assert "as it is" not in output  # measured the first time, and remembered
+    assert not alive(processes)
+
+    demo = start(500)
+    processes = after_another_step(demo, tmp_path)
     assert trainer_among(processes).alive
     demo.kill()
     output_of(demo)
+    wait_until(lambda: not alive(processes), "the end of every process of a killed demo")
 
-    wait_until(lambda: not alive(processes), "the end of every process")
+    last = max(learned(tmp_path)) + 2
+    demo = start(last)
+    processes = after_another_step(demo, tmp_path)
+    output = output_of(demo)
+    assert demo.returncode == 0, output
+    assert not alive(processes)
+    steps = learned(tmp_path)
+    assert set(steps) == set(range(1, last + 1))
+    assert len(steps) <= last + 2  # at most the step of each kill was written down twice
+
+    assert f"step   {last}/{last}" in output
+    assert "gain, points" in output
+    run = tmp_path / "run"
+    assert (run / "reward.png").stat().st_size > 1_000
+    assert (run / f"checkpoints/step-{last:06}/model.safetensors").exists()
+    result = json.loads((run / "result.json").read_text())
+    assert [len(each) for each in result["scores"]["before"]] == [2, 2]
