@@ -13,7 +13,7 @@ from tests.faults.sandboxes import sandboxes, working_neighbour
 from tests.processes import resident_memory
 
 pytestmark = [pytest.mark.sandbox]
-_DEADLINE_S = 90
+_DEADLINE_S = 180
 _MIB = 1 << 20
 _PROCESSES = 64
 

@@ -205,10 +205,10 @@ class Launcher:
         return SlotParts(uid, group, folder, home)
 
     def _give_back(self, parts: SlotParts) -> None:
-        if parts.uid is not None:
-            self._free_uids.append(parts.uid)
         if parts.group is not None:
             parts.group.remove()
+        if parts.uid is not None:
+            self._free_uids.append(parts.uid)
         if parts.folder:
             remove_tree(parts.folder)
 

@@ -67,7 +67,7 @@ async def test_killing_the_host_leaves_no_process_and_every_request_learns_of_it
     with pytest.raises(HostLostError):
         await host.run("true", "0")
     host.process.wait()
-    assert len([path for path in cgroups.abandoned() if cgroups.remove_abandoned(path)]) >= 8
+    assert len([path for path in cgroups.abandoned() if cgroups.remove_with_members(path)]) >= 8
     assert groups_of(host.process.pid) == []
 
 

@@ -6,6 +6,7 @@ import errno
 import io
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from agentenv_backends.sandboxd.slot_capture import Capture
 from agentenv_backends.sandboxd.slot_init import MAX_REMEMBERED, Memory
 from agentenv_backends.sandboxd.slot_processes import PidNamespace, descendants_of
 from agentenv_backends.sandboxd.trees import remove_tree
+from tests.waiting import WITHIN_S
 
 PACKAGE = Path(packing.__file__).parent
 
@@ -350,6 +352,24 @@ def test_version_2_groups_are_made_below_our_own_with_the_limits_asked_for(
     assert not group.note_oom_kills()
     assert group.remove()
     assert not folder.exists()
+
+
+def test_a_group_is_removed_with_what_still_runs_in_it() -> None:
+    limits = cgroups.Limits(processes=9, memory_bytes=1 << 25, cpus=None)
+    name = leftovers.name_for("test", leftovers.owner_of_this_process(), "")
+    found = cgroups.find(limits, name)
+    if found is None:
+        pytest.skip("no cgroups can be made here")
+    group = found.create(name + "slot1", limits)
+    with subprocess.Popen(["sleep", "1000"]) as left:
+        try:
+            for path in group.join_files:
+                Path(path).write_text(str(left.pid))
+            assert group.remove()
+            assert left.wait(WITHIN_S) == -signal.SIGKILL
+        finally:
+            left.kill()
+    assert not any(Path(path).parent.exists() for path in group.join_files)
 
 
 def test_without_any_writable_hierarchy_there_are_no_groups(
