@@ -90,6 +90,17 @@ def _docker() -> HostProvider:
     return DockerProvider(DockerConfig())
 
 
-_PROVIDERS: dict[str, Callable[[], HostProvider]] = {"local": _local, "docker": _docker}
+def _nomad() -> HostProvider:
+    from agentenv_backends.config import NomadConfig  # noqa: PLC0415 - when needed
+    from agentenv_backends.nomad.provider import NomadProvider  # noqa: PLC0415 - when needed
+
+    return NomadProvider(NomadConfig())
+
+
+_PROVIDERS: dict[str, Callable[[], HostProvider]] = {
+    "local": _local,
+    "docker": _docker,
+    "nomad": _nomad,
+}
 BACKENDS = tuple(_PROVIDERS)
 """Those that can be cleaned up."""
