@@ -141,7 +141,12 @@ class Ledger:
 
     def plan(self, now: float) -> Plan:
         """What to do now; the same again until it is done."""
-        live = [each for each in self._allocations.values() if each.holds_place]
+        # Those above the count are about to go.
+        live = [
+            each
+            for each in self._allocations.values()
+            if each.holds_place and (each.index < self.count or each.allocation_id in self._claimed)
+        ]
         claimed = [each for each in live if each.allocation_id in self._claimed]
         stuck = sum(each.is_stuck for each in live if each.allocation_id not in self._claimed)
         spent = [
@@ -155,7 +160,7 @@ class Ledger:
         idle = [name for name in spent if name not in self._broken]
         # What is unlisted is on its way; what was stopped is about to be replaced.
         coming = self.count - len(claimed) - len(idle) - stuck
-        lacking = self.waiting - coming
+        lacking = min(self.waiting, self.waiting - coming)
         if lacking > 0:
             self._surplus_since = None
             taken = idle[:lacking]

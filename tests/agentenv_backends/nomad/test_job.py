@@ -46,7 +46,7 @@ def test_what_cannot_work_is_refused_with_the_settings_name(values, message):
 
 
 def test_a_token_is_not_shown():
-    config = NomadConfig(token="secret-of-ours")
+    config = NomadConfig.model_validate({"token": "secret-of-ours"})
     assert "secret-of-ours" not in repr(config) + str(config.model_dump())
 
 

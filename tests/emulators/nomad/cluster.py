@@ -121,6 +121,7 @@ class Cluster:
     def _put_job(self, job: dict[str, Any], found: dict[str, Any] | None) -> None:
         job.setdefault("Namespace", "default")
         job.setdefault("Region", "global")
+        job.setdefault("Priority", 50)
         job["Version"] = found["Version"] + 1 if found is not None else 0
         job["Stop"] = False
         job["Status"] = "pending"
