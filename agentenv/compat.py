@@ -26,6 +26,16 @@ _POOL_NAMES: dict[str, tuple[str, Any]] = {
 _DOCKER_NAMES: dict[str, tuple[str, Any]] = {
     "sandbox_image": ("image", "atropos-sandbox:local"),
 }
+_NOMAD_NAMES: dict[str, tuple[str, Any]] = {
+    **_DOCKER_NAMES,
+    "nomad_address": ("address", "http://localhost:4646"),
+    "sandbox_job_id": ("job_id", "atropos-sandbox-agent-env"),
+    "purge_job_on_start": ("purge_job_on_start", False),
+    "purge_job_on_shutdown": ("purge_job_on_shutdown", True),
+    "driver": ("driver", "docker"),
+    "singularity_image": ("singularity_image", None),
+}
+_NAMES_OF = {"docker": _DOCKER_NAMES, "nomad": _NOMAD_NAMES}
 _ADAPTER: TypeAdapter[BackendConfig] = TypeAdapter(BackendConfig)
 
 
@@ -45,7 +55,7 @@ def backend_from_flat_names(values: Mapping[str, Any], nested: Any = None) -> Ba
         raise ValueError(
             f"tool_pool_mode={mode!r} contradicts backend.type={chosen['type']!r}: give one of them"
         )
-    names = _POOL_NAMES | (_DOCKER_NAMES if chosen["type"] == "docker" else {})
+    names = _POOL_NAMES | _NAMES_OF.get(chosen["type"], {})
     for flat, (name, default) in names.items():
         if flat in values and not (flat == "allow_network" and values[flat] in (True, "true")):
             _merge(chosen, flat, name, values[flat], default)

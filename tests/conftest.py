@@ -1,9 +1,16 @@
 """Settings of every test."""
 
+import pytest
 from hypothesis import settings
 
 from tests.atropos import atropos  # noqa: F401 - fixtures for every test
 from tests.docker_engine import docker_engine  # noqa: F401
+from tests.emulators.nomad.live import add_option
 
 settings.register_profile("agentenv", deadline=None)  # no test asserts a time
 settings.load_profile("agentenv")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of every test."""
+    add_option(parser)

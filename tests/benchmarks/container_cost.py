@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import aiodocker
 
-from agentenv_backends.docker.owners import OWNER_LABEL, Owner
+from agentenv_backends._owner import Owner
+from agentenv_backends.docker.owners import OWNER_LABEL
 from tests.processes import processor_time
 
 if TYPE_CHECKING:

@@ -6,13 +6,15 @@ import pytest_asyncio
 from agentenv_backends.conformance import CHECKS, Subject, run_checks
 from agentenv_backends.conformance.running import BUILT_IN, load_factory, run_check
 from tests.docker_engine import IMAGE, backend_param, needs_engine
+from tests.emulators.nomad.live import nomad_address
 
 SIZES = {"disk_mb": 64, "memory_mb": 256}
 LOCAL = {"type": "local", "slots": 6, **SIZES}
 DOCKER = {"type": "docker", "image": IMAGE, "pull": "never", **SIZES}
 SHARED = {**DOCKER, "slots": 6, "max_hosts": 1}
 ALONE = {**DOCKER, "slots": 1, "max_hosts": 6}
-NOT_OFFERED = {"local": (), "docker": ("memory_limit",)}
+NOMAD = {"type": "nomad", "driver": "raw_exec", "slots": 6, "max_hosts": 1, **SIZES}
+NOT_OFFERED = {"local": (), "docker": ("memory_limit",), "nomad": ()}
 """Capabilities that the backend says it has not: slots that share a container share its memory."""
 
 pytestmark = pytest.mark.slow
@@ -23,10 +25,20 @@ pytestmark = pytest.mark.slow
     params=[
         pytest.param(LOCAL, id="local", marks=pytest.mark.sandbox),
         pytest.param(SHARED, id="docker", marks=pytest.mark.docker),
+        pytest.param(NOMAD, id="nomad", marks=pytest.mark.sandbox),
     ],
 )
-def arguments(request):
+def described(request):
     return backend_param(request)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def arguments(described, request):
+    if described["type"] != "nomad":
+        yield described
+        return
+    async with nomad_address(request.config) as address:
+        yield described | {"address": address}
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

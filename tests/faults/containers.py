@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import aiodocker
 
+from agentenv_backends._owner import Owner
 from agentenv_backends.config import DockerConfig
-from agentenv_backends.docker.owners import OWNER_LABEL, Owner
+from agentenv_backends.docker.owners import OWNER_LABEL
 from agentenv_backends.docker.provider import DockerProvider
 from agentenv_backends.pool import SlotPool
 from tests.agentenv_backends.docker.stalling import stalling_way

@@ -267,7 +267,8 @@ class Launcher:
             os.chdir("/")
             os.umask(0o022)
             if parts.home is not None:
-                seccomp.install(seccomp.filter_program(init=os.getpid()))
+                sockets = not self.settings.refuse_sockets
+                seccomp.install(seccomp.filter_program(init=os.getpid(), sockets=sockets))
             os.execve(program[0], program, {})  # noqa: S606
         except BaseException as error:  # noqa: BLE001 - the child of a fork has nobody to raise to
             os.write(2, ("cannot start a slot: %r" % error).encode("utf-8", "replace"))

@@ -29,6 +29,9 @@ class HostSettings:
     cpus: Optional[float] = None
     open_files: int = 1024
     allow_network: bool = False
+    refuse_sockets: bool = False
+    """For isolation `user` without `allow_network` in a container that has a network, which the driver comes by: no
+    command gets a socket, not even one for the loopback, but Unix ones."""
     proxy: str = ""
     """URL of the proxy that commands are told to use; empty: none."""
     uid_base: int = 200_000
@@ -96,6 +99,8 @@ class HostSettings:
             set(paths)
         ) < len(paths):
             raise ValueError("slot_folders: %r; none may lie in another" % (paths,))
+        if self.refuse_sockets and (self.isolation not in ("user", "auto") or self.allow_network):
+            raise ValueError("refuse_sockets is for isolation user without allow_network")
         if self.run_as_root and (self.isolation != "user" or len(self.slot_folders) != 1):
             raise ValueError("run_as_root is for isolation user with one pair of slot_folders")
 
@@ -136,6 +141,8 @@ class HostFacts:
     root_readonly: bool = False
     network: str = "host"
     """`none` or `host`."""
+    loopback: bool = True
+    """Whether commands may talk to each other by addresses of their own machine."""
     cgroup: str = ""
     """`v1`, `v2` or empty."""
     controllers: Tuple[str, ...] = ()
