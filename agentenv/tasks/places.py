@@ -114,8 +114,8 @@ def _local_values(place: Place) -> dict[str, Any]:
     )
     if not place.host_image:
         raise TaskUnsupportedError(
-            f"the task wants {wanted}, and the local backend has the programs of this machine: run it on docker, or, if it "
-            "needs no more than those, accept them (accept_host_image), or have the task say so "
+            f"the task wants {wanted}, and the local backend has the programs of this machine: run it on docker, or, "
+            "if it needs no more than those, accept them (accept_host_image), or have the task say so "
             "([metadata.agentenv] host_image = true)"
         )
     if environment.workdir not in (None, "/workspace"):

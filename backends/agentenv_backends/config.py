@@ -107,6 +107,8 @@ class PoolConfig(BaseModel):
 class SlotSurroundings(BaseModel):
     """What commands find beside their workspace, where a backend can give it."""
 
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
     folders: tuple[str, ...] = ()
     """Absolute paths that every slot has to itself: empty at first, writable, `tmp_mb` each."""
 
