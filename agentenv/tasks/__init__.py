@@ -5,9 +5,9 @@
 
 models.py         the tables of task.toml; rules.py: single values in it
 loader.py         a directory as a `TaskDirectory`, with everything that is wrong with it
-running.py        `run_task`, on top of `agentenv.rollout`
-stepping.py       steps as one rollout; verification.py: judging one
-places.py         an `[environment]` as a backend's configuration
+running.py        `run_task` and what it leaves; rolling.py: the rollout, on top of `agentenv.rollout`
+stepping.py       steps as one rollout; preparation.py and verification.py: before and after the agent
+places.py         an `[environment]` as a backend's configuration; place_pool.py: shared by several runs
 failures.py       whose failure it was, and what follows
 """
 
@@ -18,6 +18,7 @@ from agentenv.tasks.errors import TaskError, TaskFormatError, TaskUnsupportedErr
 from agentenv.tasks.failures import FailureCause, FailurePolicy, failure_policy
 from agentenv.tasks.loader import discover_tasks, load_task
 from agentenv.tasks.options import RunOptions
+from agentenv.tasks.place_pool import PlacePool
 from agentenv.tasks.results import TaskResult, TrajectoryItem
 from agentenv.tasks.running import run_task
 from agentenv.tasks.under_way import TaskRun
@@ -25,6 +26,7 @@ from agentenv.tasks.under_way import TaskRun
 __all__ = [
     "FailureCause",
     "FailurePolicy",
+    "PlacePool",
     "Profile",
     "RunOptions",
     "SessionRequest",

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from agentenv.rollout import RolloutRecord
     from agentenv.tasks.agents import TaskAgent
     from agentenv.tasks.directory import TaskDirectory
-    from agentenv.tasks.options import RunOptions
+    from agentenv.tasks.rolling import TaskRollout
     from agentenv.tasks.stepping import StepOutcome
     from agentenv.types import AgentResult
 
@@ -39,6 +39,19 @@ _BUDGETS = {
 }
 """Ends that are noted although the work was judged."""
 _NAME_CHARS = 32
+_SAVED_OPTIONS = (
+    "verify",
+    "agent_timeout_s",
+    "verifier_timeout_s",
+    "max_agent_timeout_s",
+    "max_verifier_timeout_s",
+    "timeout_multiplier",
+    "extra_instructions",
+    "artifacts",
+    "accept_host_image",
+    "seed",
+)
+"""The others may hold secrets."""
 
 
 def trial_name(task: TaskDirectory) -> str:
@@ -62,30 +75,16 @@ def new_folder(output_dir: Path, task: TaskDirectory) -> Path:
     raise FileExistsError(f"{output_dir / name} exists, and so do others like it")
 
 
-def saved_config(
-    task: TaskDirectory,
-    agent: TaskAgent,
-    provider: str,
-    options: RunOptions,
-    environ: Mapping[str, str],
-) -> dict[str, Any]:
+def saved_config(run: TaskRollout) -> dict[str, Any]:
     """What was asked for, as it may be written down."""
+    task, agent, options = run.task, run.agent, run.options
     config = task.config.model_dump(mode="json")
-    _save_envs(config, environ)
+    _save_envs(config, run.environ)
     return {
         "task": {"path": str(task.path), "profile": task.profile.value, "config": config},
         "agent": {"name": agent.name, "version": agent.version, "model": agent.model},
-        "provider": provider,
-        "options": {
-            "verify": options.verify,
-            "agent_timeout_s": options.agent_timeout_s,
-            "verifier_timeout_s": options.verifier_timeout_s,
-            "timeout_multiplier": options.timeout_multiplier,
-            "extra_instructions": list(options.extra_instructions),
-            "artifacts": list(options.artifacts),
-            "accept_host_image": options.accept_host_image,
-            "seed": options.seed,
-        },
+        "provider": run.provider,
+        "options": {name: getattr(options, name) for name in _SAVED_OPTIONS},
     }
 
 

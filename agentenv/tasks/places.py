@@ -66,8 +66,13 @@ class Place:
         return self.user in _ROOT
 
 
-def backend_values(place: Place, provider: str, options: RunOptions) -> dict[str, Any]:
-    """The backend's configuration for a place. Raises `TaskUnsupportedError` naming what is not offered."""
+def backend_values(
+    place: Place, provider: str, options: RunOptions, *, sandboxes: int = 1
+) -> dict[str, Any]:
+    """The backend's configuration for a place, of which there may be so many at once.
+
+    Raises `TaskUnsupportedError` naming what is not offered.
+    """
     _check_what_none_offers(place)
     if provider == "local":
         values = _local_values(place)
@@ -77,11 +82,12 @@ def backend_values(place: Place, provider: str, options: RunOptions) -> dict[str
         raise TaskUnsupportedError(
             f"tasks run on the backends local and docker; {provider!r} is neither"
         )
+    is_local = provider == "local"
     shared = {
         "type": provider,
-        "slots": 1,
+        "slots": sandboxes if is_local else 1,
         "warm_slots": 0,
-        "max_hosts": 1,
+        "max_hosts": 1 if is_local else sandboxes,
         "folders": FOLDERS,
         "acquire_timeout_s": _ACQUIRE_S,
         "max_processes": 512,
@@ -196,7 +202,10 @@ def _allowed_hosts(environment: EnvironmentTable, provider: str) -> dict[str, An
 
 @asynccontextmanager
 async def opened(
-    values: Mapping[str, Any], registry: ToolRegistry, timeout_s: float
+    values: Mapping[str, Any],
+    registry: ToolRegistry,
+    timeout_s: float,
+    config: ToolExecutorConfig | None = None,
 ) -> AsyncIterator[ToolExecutor]:
     """A started backend with its executor; both are ended whatever happens.
 
@@ -211,7 +220,8 @@ async def opened(
     executor = None
     try:
         await _started(backend, timeout_s)
-        executor = ToolExecutor(backend, registry, ToolExecutorConfig(acquire_timeout_s=_ACQUIRE_S))
+        config = config or ToolExecutorConfig(acquire_timeout_s=_ACQUIRE_S)
+        executor = ToolExecutor(backend, registry, config)
         await executor.start()
         yield executor
     finally:

@@ -61,6 +61,17 @@ class StepOutcome:
         """When its work was judged."""
         return self._timing(self.verifier_started, self.verifier_finished)
 
+    def events(self) -> list[tuple[str, datetime]]:
+        """What happened when, for the run's log."""
+        name = f" {self.run.step.name}" if self.run.step.name else ""
+        marks = {
+            "agent-start": self.agent_started,
+            "agent-end": self.agent_finished,
+            "verification-start": self.verifier_started,
+            "verification-end": self.verifier_finished,
+        }
+        return [(f"{event}{name}", at) for event, at in marks.items() if at is not None]
+
     @staticmethod
     def _timing(started: datetime | None, finished: datetime | None) -> Timing | None:
         return None if started is None else Timing(started_at=started, finished_at=finished)

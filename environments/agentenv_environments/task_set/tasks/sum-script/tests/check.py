@@ -8,7 +8,12 @@ def said(numbers: list[int]) -> str:
     command = ["/bin/sh", "./sum.sh", *map(str, numbers)]
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=5, env={"PATH": "/usr/bin:/bin"}, check=False
+            command,
+            capture_output=True,
+            text=True,
+            timeout=5,
+            env={"PATH": "/usr/bin:/bin"},
+            check=False,
         )
     except (subprocess.TimeoutExpired, OSError, ValueError):
         return "nothing in time"
