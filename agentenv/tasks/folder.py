@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import os
 import tarfile
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -69,6 +70,31 @@ class RunFolder:
         unfinished = path.with_name(f".{path.name}.unfinished")
         unfinished.write_bytes(content)
         unfinished.replace(path)
+
+
+class NoFolder(RunFolder):
+    """Keeps nothing, for runs whose records go elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__(Path(os.devnull))
+
+    def below(self, name: str) -> RunFolder:
+        """Likewise."""
+        return self
+
+    async def write_text(self, name: str, text: str) -> None:
+        """Nothing."""
+
+    async def make(self, *names: str) -> None:
+        """Nothing."""
+
+    async def extract(self, archive: bytes, name: str) -> list[str]:
+        """Nothing."""
+        return []
+
+    async def extract_file(self, archive: bytes, member: str, name: str) -> list[str]:
+        """Nothing."""
+        return []
 
 
 def _extract(archive: bytes, target: Path) -> list[str]:

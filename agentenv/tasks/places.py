@@ -43,6 +43,7 @@ _DEFAULT_STORAGE_MB = 10_240
 _SERVER_MB = 128
 _LOCAL_STORAGE_MB = 1024
 """A local workspace is held in memory."""
+_BUILD_KEYS = ("dockerfile", "build_context")
 _ROOT = (None, 0, "0", "root")
 _ACQUIRE_S = 60.0
 
@@ -93,6 +94,8 @@ def backend_values(
         "max_processes": 512,
         "open_files": 4096,
     }
+    if "image" in options.backend:
+        values = {key: value for key, value in values.items() if key not in _BUILD_KEYS}
     return {**shared, **values, **options.backend}
 
 
