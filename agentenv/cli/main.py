@@ -30,6 +30,7 @@ from agentenv.cli.services import (
     run_tool_server,
 )
 from agentenv.cli.settings import Settings, resolve, setting_trees
+from agentenv.cli.tasks import add_tasks_parser, run_tasks_check
 from agentenv.cli.train_demo import add_train_demo_parser, run_train_demo
 from agentenv.cli.trajectory_server import add_api_parser, run_api
 from agentenv.errors import AgentEnvError, ConfigError
@@ -109,6 +110,8 @@ def _dispatch(
         return run_train_demo(options, console)
     if options.command == "tool-server":
         return run_tool_server(options, console)
+    if options.command == "tasks":
+        return run_tasks_check(options, console)
     return commands.run_report(Path(options.run_dir), console)
 
 
@@ -252,7 +255,7 @@ def _agentenv_parser() -> argparse.ArgumentParser:
     add_api_parser(chosen)
     report = chosen.add_parser("report", help="write the report.html of a run directory again")
     report.add_argument("run_dir", metavar="RUN_DIR")
-    for other in (doctor, report, add_cleanup_parser(chosen)):
+    for other in (doctor, report, add_cleanup_parser(chosen), *add_tasks_parser(chosen)):
         _verbose(other)
     return parser
 

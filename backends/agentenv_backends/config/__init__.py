@@ -20,6 +20,7 @@ from agentenv_backends.config.docker import DockerConfig
 from agentenv_backends.config.local import LocalConfig
 from agentenv_backends.config.nomad import NomadConfig, NomadConstraint
 from agentenv_backends.config.pool import PoolConfig
+from agentenv_backends.config.surroundings import SlotSurroundings
 from agentenv_backends.errors import BackendConfigError
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "NomadConfig",
     "NomadConstraint",
     "PoolConfig",
+    "SlotSurroundings",
     "parse_backend_config",
 ]
 
