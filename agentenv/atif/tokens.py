@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import struct
-from dataclasses import asdict, dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -62,7 +62,7 @@ def pack_sequences(sequences: Sequence[TokenSequence]) -> bytes:
     for reply in replies_of(sequences).values():
         by_place.setdefault(reply.sequence, []).append(reply.turn)
     head = [
-        {"tokens": len(sequence.tokens), "turns": [asdict(t) for t in by_place.get(place, ())]}
+        {"tokens": len(sequence.tokens), "turns": [astuple(t) for t in by_place.get(place, ())]}
         for place, sequence in enumerate(sequences, 1)
     ]
     ids = [np.asarray(sequence.tokens, dtype="<i4") for sequence in sequences]
@@ -99,7 +99,7 @@ def _unpacked(head: list[dict[str, Any]], body: memoryview) -> list[TokenSequenc
         tokens = ids[token_at : token_at + entry["tokens"]]
         token_at += entry["tokens"]
         masks, values = [IGNORE_TOKEN] * len(tokens), [MASKED_LOGPROB] * len(tokens)
-        turns = tuple(Turn(**turn) for turn in entry["turns"])
+        turns = tuple(Turn(*turn) for turn in entry["turns"])
         for turn in turns:
             count = turn.end - turn.start
             masks[turn.start : turn.end] = tokens[turn.start : turn.end]
