@@ -32,6 +32,7 @@ from agentenv.cli.services import (
 from agentenv.cli.settings import Settings, resolve, setting_trees
 from agentenv.cli.tasks import add_tasks_parser, run_tasks_check
 from agentenv.cli.train_demo import add_train_demo_parser, run_train_demo
+from agentenv.cli.trajectory import add_trajectory_parser, run_trajectory
 from agentenv.cli.trajectory_server import add_api_parser, run_api
 from agentenv.errors import AgentEnvError, ConfigError
 from agentenv.naming import nearest
@@ -50,6 +51,14 @@ _RUNS = {
     "serve": "feed a trainer with scored groups through its trajectory server",
     "executor": "serve the tools and sandboxes to agents in other processes",
 }
+_OTHERS = {
+    "api": run_api,
+    "train-demo": run_train_demo,
+    "tool-server": run_tool_server,
+    "tasks": run_tasks_check,
+    "trajectory": run_trajectory,
+}
+"""Commands that take their options and a console, and no settings."""
 _RUN_DIR_HELP = {
     "process": "where to write (default: a new one below runs/)",
     "serve": "what must outlive this process; name the same one again to go on (default: a new one below runs/)",
@@ -104,14 +113,8 @@ def _dispatch(
         return run_doctor(console)
     if options.command == "cleanup":
         return run_cleanup(options, console)
-    if options.command == "api":
-        return run_api(options, console)
-    if options.command == "train-demo":
-        return run_train_demo(options, console)
-    if options.command == "tool-server":
-        return run_tool_server(options, console)
-    if options.command == "tasks":
-        return run_tasks_check(options, console)
+    if options.command in _OTHERS:
+        return _OTHERS[options.command](options, console)
     return commands.run_report(Path(options.run_dir), console)
 
 
@@ -255,7 +258,8 @@ def _agentenv_parser() -> argparse.ArgumentParser:
     add_api_parser(chosen)
     report = chosen.add_parser("report", help="write the report.html of a run directory again")
     report.add_argument("run_dir", metavar="RUN_DIR")
-    for other in (doctor, report, add_cleanup_parser(chosen), *add_tasks_parser(chosen)):
+    others = (*add_tasks_parser(chosen), *add_trajectory_parser(chosen))
+    for other in (doctor, report, add_cleanup_parser(chosen), *others):
         _verbose(other)
     return parser
 
