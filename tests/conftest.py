@@ -1,5 +1,7 @@
 """Settings of every test."""
 
+import signal
+
 import pytest
 from hypothesis import settings
 
@@ -9,6 +11,8 @@ from tests.emulators.nomad.live import add_option
 
 settings.register_profile("agentenv", deadline=None)  # no test asserts a time
 settings.load_profile("agentenv")
+# A shell starts what it leaves in the background with Ctrl-C ignored, and every child of a test would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

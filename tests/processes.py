@@ -48,6 +48,12 @@ class Process:
             return []
         return text.split("\0")[:-1]
 
+    @property
+    def stopped(self) -> bool:
+        """Whether a signal has stopped it."""
+        fields = _stat(self.pid)
+        return self.alive and fields is not None and fields[0] == "T"
+
     def kill(self, how: signal.Signals = signal.SIGKILL) -> None:
         """Send a signal, if it is still that process."""
         if self.alive:

@@ -167,9 +167,9 @@ async def test_the_deadline_of_a_request_counts_from_the_end_of_those_before_it(
     scripted: Scripted,
 ) -> None:
     connection, host = scripted
-    first, second = run(connection, timeout_s=0.5), run(connection, timeout_s=0.1)
+    first, second = run(connection, timeout_s=WITHIN_S), run(connection, timeout_s=1.0)
     asked = [await host.requests.get() for _ in range(2)]
-    await asyncio.sleep(0.45)
+    await asyncio.sleep(1.3)  # longer than the second's deadline and grace
     for frame in asked:
         await host.answer(frame, ANSWER % 0)
     await asyncio.gather(first, second)

@@ -82,7 +82,7 @@ async def main():
     for slot in "abcd":
         await host.connection.open_slot(slot)
     tasks = [asyncio.create_task(host.run("sleep 1000 & setsid sleep 1000", slot)) for slot in "abcd"]
-    await asyncio.sleep(0.5)
+    await host.commands("sleep 1000", 8)
     print(host.process.pid, flush=True)
     await asyncio.gather(*tasks)
 asyncio.run(main())
