@@ -39,7 +39,7 @@ DATABASE_NAME = "trajectories.db"
 
 _PAGE_BYTES = 16_384
 _RESTART_PAGES = 64_000_000 // _PAGE_BYTES
-_CHECKPOINT_PAGES = 2 * _RESTART_PAGES
+_CHECKPOINT_PAGES = 4 * _RESTART_PAGES
 _LONG_LOG_BYTES = 8_000_000
 _CACHE_KIB = 16_000
 _SIZES = "select * from pragma_freelist_count, pragma_page_count, pragma_page_size"
@@ -135,7 +135,7 @@ class Store:
         it can begin anew: after all but the last of it was moved and synced, for some milliseconds.
         """
         reader = self._reader()
-        for _ in range(2):
+        for _ in range(3):
             _, pages, _ = reader.execute("pragma wal_checkpoint(passive)").fetchone()
             if pages < _RESTART_PAGES:
                 return
