@@ -130,7 +130,7 @@ async def test_an_allocation_that_an_operator_stops_is_replaced(nomad):
         slot = await pool.acquire("a")
         before = alloc_of(nomad, provider, slot)
         nomad.cluster.stop_alloc(before.alloc_id)
-        with pytest.raises(InfrastructureError, match="told to stop|SIGTERM"):
+        with pytest.raises(InfrastructureError, match=r"told to stop|SIGTERM"):
             await pool.execute(slot, ExecRequest("sleep 600", timeout_s=600))
         again = await pool.acquire("a")
         after = alloc_of(nomad, provider, again)
@@ -167,7 +167,7 @@ async def test_a_port_that_is_mapped_late_is_waited_for(nomad):
 async def test_a_port_that_never_is_mapped_is_the_reason_told(nomad):
     nomad.faults.ports_missing_s = 600.0
     with pytest.raises(BackendUnavailableError, match="its port is not mapped yet"):
-        async with running_pool(nomad, launch_timeout_s=3):
+        async with running_pool(nomad, launch_timeout_s=6):
             pass
     assert nomad.cluster.pids == []
 
@@ -185,7 +185,7 @@ async def test_scaling_that_is_blocked_is_tried_again_until_it_is_not(nomad):
 
 
 async def test_a_full_cluster_is_told_with_what_is_missing_and_waited_for(nomad):
-    async with running_pool(nomad, max_hosts=2, launch_timeout_s=4) as (pool, _):
+    async with running_pool(nomad, max_hosts=2) as (pool, _):
         await pool.acquire("a")
         nomad.faults.no_placement = True
         with pytest.raises(AcquireTimeoutError):
@@ -197,11 +197,11 @@ async def test_a_full_cluster_is_told_with_what_is_missing_and_waited_for(nomad)
 
 
 async def test_why_a_launch_failed_names_what_the_cluster_lacks(nomad):
-    config = small(nomad, max_hosts=2, launch_timeout_s=4)
-    provider = NomadProvider(config)
+    provider = NomadProvider(small(nomad, max_hosts=2))
     await provider.prepare()
     try:
         first = await provider.launch("h1")
+        provider._config = small(nomad, max_hosts=2, launch_timeout_s=4)
         nomad.faults.no_placement = True
         with pytest.raises(HostStartError, match="memory is used up on 2 nodes"):
             await provider.launch("h2")
