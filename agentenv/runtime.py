@@ -215,6 +215,8 @@ class EnvRuntime:
             )
 
     def _workbench(self, task: Task, trajectory_id: str) -> ExecutorWorkbench:
+        if task.agent.sandbox_profile is not None:
+            self.executor.choose_profile(trajectory_id, task.agent.sandbox_profile)
         return ExecutorWorkbench(self.executor, trajectory_id, working_dir=task.agent.working_dir)
 
     def _check_snapshots(self) -> None:

@@ -6,14 +6,22 @@ import pytest_asyncio
 from agentenv_backends.conformance import CHECKS, Subject, run_checks
 from agentenv_backends.conformance.running import BUILT_IN, load_factory, run_check
 from tests.docker_engine import IMAGE, backend_param, needs_engine
+from tests.modal_service import MODAL
 
 SIZES = {"disk_mb": 64, "memory_mb": 256}
 LOCAL = {"type": "local", "slots": 6, **SIZES}
 DOCKER = {"type": "docker", "image": IMAGE, "pull": "never", **SIZES}
 SHARED = {**DOCKER, "slots": 6, "max_hosts": 1}
 ALONE = {**DOCKER, "slots": 1, "max_hosts": 6}
-NOT_OFFERED = {"local": (), "docker": ("memory_limit",)}
-"""Capabilities that the backend says it has not: slots that share a container share its memory."""
+IN_MODAL = {**MODAL, **SIZES, "slots": 6, "max_hosts": 1}
+NOT_OFFERED = {
+    "local": (),
+    "docker": ("memory_limit",),
+    "modal": ("memory_limit", "disk_limit"),
+}
+"""Capabilities that the backend says it has not: slots that share a container or a sandbox share its memory, and those
+of a sandbox its disk.
+"""
 
 pytestmark = pytest.mark.slow
 
@@ -23,6 +31,7 @@ pytestmark = pytest.mark.slow
     params=[
         pytest.param(LOCAL, id="local", marks=pytest.mark.sandbox),
         pytest.param(SHARED, id="docker", marks=pytest.mark.docker),
+        pytest.param(IN_MODAL, id="modal", marks=pytest.mark.sandbox),
     ],
 )
 def arguments(request):

@@ -18,6 +18,7 @@ from pydantic import BeforeValidator, Discriminator, Tag, ValidationError
 
 from agentenv_backends.config.docker import DockerConfig
 from agentenv_backends.config.local import LocalConfig
+from agentenv_backends.config.modal import ModalConfig
 from agentenv_backends.config.pool import PoolConfig
 from agentenv_backends.errors import BackendConfigError
 
@@ -26,15 +27,17 @@ __all__ = [
     "BackendConfig",
     "DockerConfig",
     "LocalConfig",
+    "ModalConfig",
     "PoolConfig",
     "parse_backend_config",
 ]
 
-AnyBackendConfig = LocalConfig | DockerConfig
+AnyBackendConfig = LocalConfig | DockerConfig | ModalConfig
 
 _OFFERED: dict[str, type[AnyBackendConfig]] = {
     "local": LocalConfig,
     "docker": DockerConfig,
+    "modal": ModalConfig,
 }
 
 
@@ -54,7 +57,9 @@ def _type_of(value: Any) -> str:
 
 
 BackendConfig = Annotated[
-    Annotated[LocalConfig, Tag("local")] | Annotated[DockerConfig, Tag("docker")],
+    Annotated[LocalConfig, Tag("local")]
+    | Annotated[DockerConfig, Tag("docker")]
+    | Annotated[ModalConfig, Tag("modal")],
     Discriminator(_type_of),
     BeforeValidator(_refuse_unknown_type),
 ]

@@ -62,7 +62,9 @@ def probe(launcher: Launcher) -> HostFacts:
     if launcher.confined:
         _check(report, host_uid, allow_network=launcher.settings.allow_network)
     elif process.parts.home is not None:
-        _check_user(report, process.parts.home, allow_network=launcher.settings.allow_network)
+        settings = launcher.settings
+        reachable = settings.allow_network or settings.network_kept_shut
+        _check_user(report, process.parts.home, allow_network=reachable)
     copies = "reflink" if launcher.clones_in else "copy"
     facts = _facts(launcher, dict(report, snapshot="overlay" if launcher.mounter else copies))
     _check_required(facts, launcher.settings.require)

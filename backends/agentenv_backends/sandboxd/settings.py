@@ -29,6 +29,8 @@ class HostSettings:
     cpus: Optional[float] = None
     open_files: int = 1024
     allow_network: bool = False
+    network_kept_shut: bool = False
+    """Who runs the host keeps commands from its network, whatever interfaces it has: none is missed then."""
     proxy: str = ""
     """URL of the proxy that commands are told to use; empty: none."""
     uid_base: int = 200_000
@@ -48,6 +50,10 @@ class HostSettings:
     """Folders of the host that slots may read, at the same place."""
     require: Tuple[str, ...] = ()
     """Limits (of `REQUIREMENTS`) without which the host refuses to start rather than say so in its facts."""
+    inherit_env: bool = False
+    """Commands find the host's own environment in theirs, below what every slot has."""
+    hidden_env: Tuple[str, ...] = ()
+    """Beginnings of the names of variables that are not passed on."""
     lease_s: float = 60.0
     """The host ends itself when it has heard nothing for so long."""
     max_lifetime_s: Optional[float] = None
