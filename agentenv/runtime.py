@@ -62,7 +62,7 @@ class EnvRuntime:
         self.config = config
         self.server_configs = list(server_configs)
         self.tools = tools
-        self.backend = backend or config.backend.build()
+        self.backend = backend or config.lasting_backend.build()
         self.policy = policy or build_policy(self.server_configs)
         self.on_rollout: Callable[[RolloutRecord], None] = lambda record: None
         """Called with every rollout's record, retried ones included."""

@@ -90,6 +90,21 @@ def _docker() -> HostProvider:
     return DockerProvider(DockerConfig())
 
 
-_PROVIDERS: dict[str, Callable[[], HostProvider]] = {"local": _local, "docker": _docker}
+def _modal() -> HostProvider:
+    from agentenv_backends.config import ModalConfig  # noqa: PLC0415 - when needed
+    from agentenv_backends.config.pool import needs_extra  # noqa: PLC0415 - when needed
+
+    try:
+        from agentenv_backends.modal.provider import ModalProvider  # noqa: PLC0415 - an extra
+    except ModuleNotFoundError as error:
+        raise needs_extra("modal", error.name) from error
+    return ModalProvider(ModalConfig())
+
+
+_PROVIDERS: dict[str, Callable[[], HostProvider]] = {
+    "local": _local,
+    "docker": _docker,
+    "modal": _modal,
+}
 BACKENDS = tuple(_PROVIDERS)
 """Those that can be cleaned up."""

@@ -159,9 +159,14 @@ class ModalConfig(PoolConfig):
                     f"profiles.{name}: {', '.join(sorted(wrong))} is the same for all profiles"
                 )
             try:
-                self._changed(changes)
+                whole = self._changed(changes)
             except ValidationError as error:
-                raise ValueError(f"profiles.{name}: {error}") from error
+                faults = (
+                    f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()
+                )
+                raise ValueError(f"profiles.{name}: {'; '.join(faults)}") from None
+            # As they are read here, secrets among them.
+            changes.update({key: getattr(whole, key) for key in changes})
         return self
 
     @property
@@ -185,7 +190,6 @@ class ModalConfig(PoolConfig):
         settings = super().pool_settings()
         return replace(
             settings,
-            limits=replace(settings.limits, trajectory_life_s=self.needed_life_s),
             ping_interval_s=_PING_INTERVAL_S,
             default_timeout_s=self.execution_timeout_s,
         )

@@ -134,8 +134,12 @@ class ModalProvider:
         await self._service.open()
         try:
             config = self._config
-            app = await self._service.find_app(config.app_name, config.environment_name)
+            app = await self._service.find_app(config.app_name, config.environment_name, make=False)
             return await owners.sweep(self._service, app.app_id, remove=remove)
+        except ModalError as error:
+            if error.is_missing:  # there is no such app, and so nothing in it
+                return ()
+            raise
         finally:
             if not was_open:
                 await self._service.close()

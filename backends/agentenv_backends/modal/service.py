@@ -127,13 +127,13 @@ class Service:
 
     # --- what there is to be before sandboxes ---------------------------------------------------------
 
-    async def find_app(self, name: str, environment_name: str | None) -> Any:
-        """The app of that name, made if there is none."""
+    async def find_app(self, name: str, environment_name: str | None, *, make: bool = True) -> Any:
+        """The app of that name, made if there is none and `make`. Raises `ModalError`."""
         looking = modal.App.lookup.aio(
             name,
             client=self._client,
             environment_name=environment_name,
-            create_if_missing=True,
+            create_if_missing=make,
         )
         return await self.call(f"find the app {name!r}", looking)
 
