@@ -4,7 +4,7 @@ import os
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
 from agentenv import AgentEnvConfig
 from agentenv_backends.config import ModalConfig
@@ -64,7 +64,7 @@ def test_flat_names_describe_sandboxes():
         acquire_timeout_s=5,
         execution_timeout_s=20,
         secrets=("one", "two"),
-        env_vars={"A": "1", "B": "x=y"},
+        env_vars={"A": SecretStr("1"), "B": SecretStr("x=y")},
         workspace_base="/work",
     )
 
