@@ -7,7 +7,13 @@ from hypothesis import settings
 
 from tests.atropos import atropos  # noqa: F401 - fixtures for every test
 from tests.docker_engine import docker_engine  # noqa: F401
-from tests.emulators.nomad.live import add_option
+from tests.emulators.nomad.live import add_option as add_nomad_option
+from tests.modal_service import add_option as add_modal_option
+from tests.modal_service import (  # noqa: F401
+    emulated_modal,
+    modal_service,
+    modal_settings,
+)
 
 settings.register_profile("agentenv", deadline=None)  # no test asserts a time
 settings.load_profile("agentenv")
@@ -17,4 +23,5 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Options of every test."""
-    add_option(parser)
+    add_modal_option(parser)
+    add_nomad_option(parser)

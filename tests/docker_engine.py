@@ -66,8 +66,9 @@ needs_engine = pytest.mark.usefixtures("docker_engine")
 
 
 def backend_param(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """The settings of a backend that a fixture is parametrised with; those of a docker one need an engine."""
+    """The settings of a backend that a fixture is parametrised with, after what that backend needs is there."""
     settings: dict[str, Any] = request.param
-    if settings["type"] == "docker":
-        request.getfixturevalue("docker_engine")
+    needed = {"docker": "docker_engine", "modal": "modal_service"}
+    if settings["type"] in needed:
+        request.getfixturevalue(needed[settings["type"]])
     return settings

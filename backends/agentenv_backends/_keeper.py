@@ -174,7 +174,8 @@ class HostKeeper:
         self._hosts[host_id] = live
         host.on_lost(partial(self.lost, host_id))
         host.on_slot_lost(self._on_slot_lost)
-        self._apply(partial(self._scheduler.host_launched, host_id))
+        expires_at = getattr(host, "expires_at", None)
+        self._apply(partial(self._scheduler.host_launched, host_id, expires_at))
         if host_id in self._hosts:
             watch = self._watch(host_id, host)
             live.health = self._spawn(self._work, watch, f"health of host {host_id}")

@@ -97,10 +97,22 @@ def _nomad() -> HostProvider:
     return NomadProvider(NomadConfig())
 
 
+def _modal() -> HostProvider:
+    from agentenv_backends.config import ModalConfig  # noqa: PLC0415 - when needed
+    from agentenv_backends.config.pool import needs_extra  # noqa: PLC0415 - when needed
+
+    try:
+        from agentenv_backends.modal.provider import ModalProvider  # noqa: PLC0415 - an extra
+    except ModuleNotFoundError as error:
+        raise needs_extra("modal", error.name) from error
+    return ModalProvider(ModalConfig())
+
+
 _PROVIDERS: dict[str, Callable[[], HostProvider]] = {
     "local": _local,
     "docker": _docker,
     "nomad": _nomad,
+    "modal": _modal,
 }
 BACKENDS = tuple(_PROVIDERS)
 """Those that can be cleaned up."""

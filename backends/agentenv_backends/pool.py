@@ -148,15 +148,21 @@ class SlotPool:
 
     # --- Callers ---------------------------------------------------------------------------------
 
-    async def acquire(self, trajectory_id: str, *, timeout_s: float | None = None) -> Slot:
+    async def acquire(
+        self, trajectory_id: str, *, timeout_s: float | None = None, profile: str | None = None
+    ) -> Slot:
         """Take a slot, strictly first come, first served. See `Backend.acquire`.
 
-        Raises also `HostStartError` when no host can be had, `BackendStoppedError` outside of
-        start and stop.
+        All slots are of one kind, `default`. Raises also `HostStartError` when no host can be had,
+        `BackendStoppedError` outside of start and stop.
         """
         if self._starting is None or self._stopping is not None:
             raise BackendStoppedError(
                 "no slot can be had: the backend was not started, or was stopped"
+            )
+        if profile not in (None, "default"):
+            raise CapabilityError(
+                f"trajectory {trajectory_id}: this backend has no profile {profile!r}; all its slots are of one kind"
             )
         limit = self._settings.acquire_timeout_s if timeout_s is None else timeout_s
         return (await self._waiting.wait(trajectory_id, limit)).slot

@@ -7,6 +7,7 @@ from agentenv_backends.conformance import CHECKS, Subject, run_checks
 from agentenv_backends.conformance.running import BUILT_IN, load_factory, run_check
 from tests.docker_engine import IMAGE, backend_param, needs_engine
 from tests.emulators.nomad.live import nomad_address
+from tests.modal_service import MODAL
 
 SIZES = {"disk_mb": 64, "memory_mb": 256}
 LOCAL = {"type": "local", "slots": 6, **SIZES}
@@ -14,8 +15,16 @@ DOCKER = {"type": "docker", "image": IMAGE, "pull": "never", **SIZES}
 SHARED = {**DOCKER, "slots": 6, "max_hosts": 1}
 ALONE = {**DOCKER, "slots": 1, "max_hosts": 6}
 NOMAD = {"type": "nomad", "driver": "raw_exec", "slots": 6, "max_hosts": 1, **SIZES}
-NOT_OFFERED = {"local": (), "docker": ("memory_limit",), "nomad": ()}
-"""Capabilities that the backend says it has not: slots that share a container share its memory."""
+IN_MODAL = {**MODAL, **SIZES, "slots": 6, "max_hosts": 1}
+NOT_OFFERED = {
+    "local": (),
+    "docker": ("memory_limit",),
+    "nomad": (),
+    "modal": ("memory_limit", "disk_limit"),
+}
+"""Capabilities that the backend says it has not: slots that share a container or a sandbox share its memory, and those
+of a sandbox its disk.
+"""
 
 pytestmark = pytest.mark.slow
 
@@ -26,6 +35,7 @@ pytestmark = pytest.mark.slow
         pytest.param(LOCAL, id="local", marks=pytest.mark.sandbox),
         pytest.param(SHARED, id="docker", marks=pytest.mark.docker),
         pytest.param(NOMAD, id="nomad", marks=pytest.mark.sandbox),
+        pytest.param(IN_MODAL, id="modal", marks=pytest.mark.sandbox),
     ],
 )
 def described(request):

@@ -18,6 +18,7 @@ from pydantic import BeforeValidator, Discriminator, Tag, ValidationError
 
 from agentenv_backends.config.docker import DockerConfig
 from agentenv_backends.config.local import LocalConfig
+from agentenv_backends.config.modal import ModalConfig
 from agentenv_backends.config.nomad import NomadConfig, NomadConstraint
 from agentenv_backends.config.pool import PoolConfig
 from agentenv_backends.config.surroundings import SlotSurroundings
@@ -28,6 +29,7 @@ __all__ = [
     "BackendConfig",
     "DockerConfig",
     "LocalConfig",
+    "ModalConfig",
     "NomadConfig",
     "NomadConstraint",
     "PoolConfig",
@@ -35,12 +37,13 @@ __all__ = [
     "parse_backend_config",
 ]
 
-AnyBackendConfig = LocalConfig | DockerConfig | NomadConfig
+AnyBackendConfig = LocalConfig | DockerConfig | NomadConfig | ModalConfig
 
 _OFFERED: dict[str, type[AnyBackendConfig]] = {
     "local": LocalConfig,
     "docker": DockerConfig,
     "nomad": NomadConfig,
+    "modal": ModalConfig,
 }
 
 
@@ -62,7 +65,8 @@ def _type_of(value: Any) -> str:
 BackendConfig = Annotated[
     Annotated[LocalConfig, Tag("local")]
     | Annotated[DockerConfig, Tag("docker")]
-    | Annotated[NomadConfig, Tag("nomad")],
+    | Annotated[NomadConfig, Tag("nomad")]
+    | Annotated[ModalConfig, Tag("modal")],
     Discriminator(_type_of),
     BeforeValidator(_refuse_unknown_type),
 ]

@@ -106,6 +106,10 @@ class DockerConfig(PoolConfig, SlotSurroundings):
     max_lifetime_s: float = Field(default=86_400.0, ge=60)
     """A container ends itself after so long, whatever its driver does."""
 
+    trajectory_life_s: float | None = Field(default=None, ge=0)
+    """A container that will live shorter than this takes no new trajectories. None: as long as a rollout may take,
+    where an environment says so, else 0."""
+
     @model_validator(mode="after")
     def _check_what_slots_share(self) -> Self:
         for name, price in (("read_only_root", False), ("run_as_root", True)):
@@ -180,6 +184,11 @@ class DockerConfig(PoolConfig, SlotSurroundings):
     def single_use_hosts(self) -> bool:
         """What a trajectory may write outside its folders goes with its container."""
         return self.run_as_root or not self.read_only_root
+
+    @property
+    def needed_life_s(self) -> float:
+        """Seconds a container must have left to take a trajectory."""
+        return self.trajectory_life_s or 0.0
 
     @property
     def prepare_timeout_s(self) -> float:

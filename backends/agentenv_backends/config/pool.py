@@ -64,6 +64,11 @@ class PoolConfig(BaseModel):
         """Whether a host serves one trajectory and is then ended; see `settings.Limits`."""
         return False
 
+    @property
+    def needed_life_s(self) -> float:
+        """Seconds a host must have left to take a trajectory."""
+        return 0.0
+
     def pool_settings(self) -> PoolSettings:
         """The pool's part of this config."""
         from agentenv_backends.settings import Limits, PoolSettings  # noqa: PLC0415 - when built
@@ -76,6 +81,7 @@ class PoolConfig(BaseModel):
                 warm_slots=self.warm_slots,
                 single_use_hosts=self.single_use_hosts,
                 idle_host_s=self.idle_host_s,
+                trajectory_life_s=self.needed_life_s,
             ),
             acquire_timeout_s=self.acquire_timeout_s,
             launch_timeout_s=self.launch_timeout_s,

@@ -103,6 +103,8 @@ class NomadProvider:
         self._api: NomadApi | None = None
         self._steward: Steward | None = None
         self._may_be_registered = False
+        self._addresses: dict[str, tuple[str, int]] = {}
+        """Of allocations that no host was reached in yet."""
 
     @property
     def calls(self) -> int:
@@ -293,6 +295,7 @@ class NomadProvider:
             except BaseException:
                 host.abort()
                 raise
+            self._addresses.pop(allocation_id, None)
         except TimeoutError as error:
             steward.give_back(allocation_id, silent=True)
             raise GateError(f"{allocation.story()}: no answer from its gate") from error
@@ -307,11 +310,13 @@ class NomadProvider:
     async def _find_address(self, allocation: Allocation) -> tuple[str, int]:
         """Where a host listens; its port may be mapped some time after it runs."""
         assert self._api is not None
-        answer = await self._api.read(f"allocation/{allocation.allocation_id}")
-        address = address_of(answer.value)
-        if address is None:
-            raise GateError(f"{allocation.story()}: its port is not mapped yet")
-        return address
+        allocation_id = allocation.allocation_id
+        if allocation_id not in self._addresses:
+            address = address_of((await self._api.read(f"allocation/{allocation_id}")).value)
+            if address is None:
+                raise GateError(f"{allocation.story()}: its port is not mapped yet")
+            self._addresses[allocation_id] = address
+        return self._addresses[allocation_id]
 
     def _on_over(self, allocation: Allocation) -> None:
         for host in self.hosts.values():

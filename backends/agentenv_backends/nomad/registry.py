@@ -61,14 +61,15 @@ class Claim:
 def claim_body(
     owner: Owner, run_id: str, now: float, *, lasts_s: float = CLAIM_S
 ) -> dict[str, Any]:
-    """A scaling event that claims a job; with a count in it, one that scales it too."""
+    """A scaling event that claims a job, or with 0 seconds lets go of it; a count may be added, to scale it too."""
+    until = now + lasts_s if lasts_s else 0.0
     return {
         "Target": {"Group": GROUP},
         "Message": f"agentenv run {run_id} uses this job" if lasts_s else f"run {run_id} is done",
         "Meta": {
             OWNER_KEY: owner.label(),
             RUN_KEY: run_id,
-            _UNTIL_KEY: f"{now + lasts_s:.0f}",
+            _UNTIL_KEY: f"{until:.0f}",
         },
     }
 

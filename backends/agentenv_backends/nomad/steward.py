@@ -100,7 +100,7 @@ class Steward:
                 reason = self._hopeless() if fail_early else ""
                 left = deadline - loop.time()
                 if reason or left <= 0:
-                    raise HostStartError(reason or f"no host within {within_s:g} s: {self.trouble}")
+                    raise HostStartError(reason or f"no host in time: {self.trouble}")
                 self._to_do.set()
                 await _wait(
                     changed, min(left, max(0.05, ledger.wake_at(loop.time()) - loop.time()))

@@ -127,7 +127,8 @@ def _check(report: Dict[str, Any], host_uid: int, *, allow_network: bool) -> Non
 
 
 def _check_user(report: Dict[str, Any], home: SlotHome, settings: HostSettings) -> None:
-    if report["interfaces"] and not (settings.allow_network or settings.refuse_sockets):
+    kept_out = settings.refuse_sockets or settings.network_kept_shut
+    if report["interfaces"] and not (settings.allow_network or kept_out):
         raise HostError(
             "allow_network is false, but this container has a network, which slots that are users cannot be kept "
             "from: start it without one (docker run --network none), or set allow_network"

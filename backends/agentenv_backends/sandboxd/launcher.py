@@ -216,6 +216,7 @@ class Launcher:
     def _setup_header(self, process: SlotProcess, *, report: bool) -> bytes:
         settings, home = self.settings, process.parts.home
         env = {
+            **_inherited(settings),
             "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             "HOME": process.workspace,
             "TMPDIR": process.tmp,
@@ -323,6 +324,16 @@ class Launcher:
         real = os.path.realpath(path)
         roots = ("/usr", *self.settings.readonly_paths)
         return any(real.startswith(root.rstrip("/") + "/") for root in roots)
+
+
+def _inherited(settings: HostSettings) -> Dict[str, str]:
+    if not settings.inherit_env:
+        return {}
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(settings.hidden_env or ("\0",))
+    }
 
 
 def _proxy_variables(url: str) -> Dict[str, str]:

@@ -32,6 +32,8 @@ class HostSettings:
     refuse_sockets: bool = False
     """For isolation `user` without `allow_network` in a container that has a network, which the driver comes by: no
     command gets a socket, not even one for the loopback, but Unix ones."""
+    network_kept_shut: bool = False
+    """Who runs the host keeps commands from its network, whatever interfaces it has: none is missed then."""
     proxy: str = ""
     """URL of the proxy that commands are told to use; empty: none."""
     uid_base: int = 200_000
@@ -57,6 +59,10 @@ class HostSettings:
     """Folders of the host that slots may read, at the same place."""
     require: Tuple[str, ...] = ()
     """Limits (of `REQUIREMENTS`) without which the host refuses to start rather than say so in its facts."""
+    inherit_env: bool = False
+    """Commands find the host's own environment in theirs, below what every slot has."""
+    hidden_env: Tuple[str, ...] = ()
+    """Beginnings of the names of variables that are not passed on."""
     lease_s: float = 60.0
     """The host ends itself when it has heard nothing for so long."""
     max_lifetime_s: Optional[float] = None

@@ -160,7 +160,8 @@ def test_whatever_comes_in_whatever_order_no_host_in_use_is_stopped_and_all_are_
     chance = random.Random(seed)
     ledger = Ledger(6, COOLDOWN_S)
     scheduler = Scheduler(ledger)
-    held, now = [], 0.0
+    held: list[str] = []
+    now = 0.0
     for _ in range(120):
         now += chance.choice((0.0, 1.0, 30.0))
         match chance.random():

@@ -176,7 +176,7 @@ async def test_a_gate_that_is_told_to_end_takes_its_server_and_slots_along(tmp_p
         running.process.send_signal(signal.SIGINT)
         assert await running.ended() == 0
         assert not family.is_alive()
-        with pytest.raises(Exception, match="gone|closed|SIGTERM"):
+        with pytest.raises(Exception, match=r"gone|closed|SIGTERM"):
             await asked
         await host.close()
 

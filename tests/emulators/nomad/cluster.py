@@ -365,8 +365,9 @@ class Cluster:
         alloc.port = free_port(node.ip)
         self.state.allocs[alloc.alloc_id] = alloc
         self.state.touch_alloc(alloc)
-        if int((job.get("Update") or {"MaxParallel": 1}).get("MaxParallel") or 0):
-            healthy_s = int(job["Update"].get("MinHealthyTime", 10 * _NS)) / _NS
+        update = job.get("Update") or {"MaxParallel": 1}
+        if update.get("MaxParallel"):
+            healthy_s = int(update.get("MinHealthyTime", 10 * _NS)) / _NS
             self._deployments[job["ID"]] = time.monotonic() + healthy_s * self.time_factor
         alloc.runner = TaskRunner(self, alloc, self.folder / alloc.alloc_id)
         alloc.runner.start()

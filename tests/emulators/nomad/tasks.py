@@ -5,6 +5,7 @@ cluster would report.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import shutil
@@ -65,8 +66,12 @@ class TaskRunner:
 
     def kill(self) -> None:
         """As a machine does that loses its power: no event, no farewell."""
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: int) -> None:
         if self.pid is not None:
-            os.kill(self.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it has ended, and is not waited for yet
+                os.kill(self.pid, number)
 
     # --- life --------------------------------------------------------------------------------------
 
@@ -114,10 +119,9 @@ class TaskRunner:
         return message
 
     async def _end_process(self, ended: asyncio.Task[int]) -> None:
-        assert self._process is not None
         timeout_s = int(self._task.get("KillTimeout") or 5 * _NS) / _NS
         self._event("Killing", f"Sent interrupt. Waiting {timeout_s:g}s before force killing")
-        self._process.send_signal(signal.SIGINT)
+        self._signal(signal.SIGINT)
         await asyncio.wait({ended}, timeout=timeout_s)
         if not ended.done():
             self.kill()

@@ -1,0 +1,33 @@
+"""A run on Modal gives the groups that a run on local sandboxes gives, given the same seed and the same replies."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from agentenv.run.directory import read_groups
+from agentenv.testing import running_engine
+from tests.faults.half_right import STEPS, HalfRight, shell_tasks
+from tests.modal_service import needs_modal
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = [pytest.mark.sandbox, pytest.mark.slow, needs_modal]
+
+
+async def test_shell_tasks_on_modal_give_the_same_groups_as_on_local_sandboxes(tmp_path: Path):
+    on_modal = ("--env.backend.type", "modal")
+    async with running_engine(**HalfRight().served) as policy, asyncio.TaskGroup() as tasks:
+        runs = [
+            tasks.create_task(shell_tasks(tmp_path / name, policy.base_url, *flags))
+            for name, flags in (("local", ()), ("modal", on_modal))
+        ]
+    local, modal = (run.result() for run in runs)
+    assert len(local) == STEPS
+    assert modal == local
+    assert "type: modal" in (tmp_path / "modal" / "config.in_force.yaml").read_text()
+    groups = list(read_groups(tmp_path / "modal"))
+    assert {score for group in groups for score in group.group["scores"]} == {0.0, 1.0}
