@@ -30,6 +30,7 @@ from agentenv.cli.services import (
     run_tool_server,
 )
 from agentenv.cli.settings import Settings, resolve, setting_trees
+from agentenv.cli.tasks import add_tasks_parser, run_tasks_check
 from agentenv.cli.train_demo import add_train_demo_parser, run_train_demo
 from agentenv.cli.trajectory import add_trajectory_parser, run_trajectory
 from agentenv.cli.trajectory_server import add_api_parser, run_api
@@ -53,6 +54,7 @@ _RUNS = {
 _OTHERS = {
     "api": run_api,
     "train-demo": run_train_demo,
+    "tasks": run_tasks_check,
     "tool-server": run_tool_server,
     "trajectory": run_trajectory,
 }
@@ -256,7 +258,8 @@ def _agentenv_parser() -> argparse.ArgumentParser:
     add_api_parser(chosen)
     report = chosen.add_parser("report", help="write the report.html of a run directory again")
     report.add_argument("run_dir", metavar="RUN_DIR")
-    for other in (doctor, report, add_cleanup_parser(chosen), *add_trajectory_parser(chosen)):
+    others = (add_cleanup_parser(chosen), *add_tasks_parser(chosen), *add_trajectory_parser(chosen))
+    for other in (doctor, report, *others):
         _verbose(other)
     return parser
 
