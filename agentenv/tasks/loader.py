@@ -19,7 +19,7 @@ from agentenv.tasks.files import (
     files_below,
     read_text,
 )
-from agentenv.tasks.ignoring import IgnoreRules
+from agentenv.tasks.ignoring import IGNORE_FILE, IgnoreRules
 from agentenv.tasks.models import AgentTable, Step, TaskConfig, VerifierTable, unknown_keys
 
 if TYPE_CHECKING:
@@ -113,7 +113,9 @@ class _Loading:
         try:
             values = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
-            raise TaskFormatError([f"{TASK_FILE}: {error}"]) from error
+            end = f"at line {len(text.splitlines())}, the end of the document"
+            reason = str(error).replace("at end of document", end)
+            raise TaskFormatError([f"{TASK_FILE}: {reason}"]) from error
         except RecursionError:
             raise TaskFormatError([f"{TASK_FILE}: tables or arrays nested too deep"]) from None
         return values, self._profile_of(values)
@@ -226,7 +228,7 @@ class _Loading:
             kind = "bat" if (own or self._config.environment).os == "windows" else "sh"
             places = [f"tests/test.{kind}"] + ([f"{folder}tests/test.{kind}"] if folder else [])
             hidden = any((self._root / place).is_file() for place in places)
-            reason = f"excluded by a {'.harborignore'}" if hidden else "there is none"
+            reason = f"excluded by a {IGNORE_FILE}" if hidden else "there is none"
             self._problems.append(f"{' or '.join(places)}: {reason}")
         return script
 

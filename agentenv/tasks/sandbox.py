@@ -47,6 +47,8 @@ class Done:
     stdout: Capture
     stderr: Capture
     timed_out: bool
+    signaled: bool = False
+    """Whether a signal ended its main process."""
     explanation: str = ""
     """Why it did not end by itself; empty where it did."""
 
@@ -88,6 +90,7 @@ class TaskSandbox:
             stdout=answer.stdout,
             stderr=answer.stderr,
             timed_out=answer.status is ExecStatus.TIMED_OUT,
+            signaled=answer.status is ExecStatus.SIGNALED,
             explanation="" if ended else answer.status.value,
         )
 

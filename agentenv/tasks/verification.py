@@ -17,6 +17,7 @@ from agentenv.tasks.artifacts import Collection, put_back
 from agentenv.tasks.errors import (
     AddTestsDirError,
     DownloadVerifierDirError,
+    VerifierOutputParseError,
     VerifierTimeoutError,
 )
 from agentenv.tasks.models import Artifact
@@ -102,8 +103,12 @@ class Judge:
         await run.folder.write_text("verifier/test-stdout.txt", done.stdout.text())
         if done.timed_out:
             raise VerifierTimeoutError(f"the test script did not end within {timeout_s:g} s")
-        if done.explanation:
-            run.warnings.append(f"the test script ended by {done.explanation}")
+        if done.explanation or done.signaled:
+            # Whatever ran beside the tests may have written a reward and then ended them.
+            how = done.explanation or f"signal {done.exit_code - 128}"
+            raise VerifierOutputParseError(
+                f"the test script did not end by itself ({how}), so what is in its place is no reward of its"
+            )
         return rewards.rewards_from(*found)
 
     async def _put_tests(self, run: TaskRun, sandbox: TaskSandbox, *, owns_tests: bool) -> None:
