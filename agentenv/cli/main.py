@@ -22,6 +22,7 @@ from agentenv.cli.environments import load_environment, registered_names
 from agentenv.cli.help import settings_help
 from agentenv.cli.layers import ConfigFile, load_config_file, split_flags
 from agentenv.cli.logs import configure_logging
+from agentenv.cli.run import add_run_parsers, run_batch, run_run
 from agentenv.cli.services import (
     ToolsOnly,
     add_executor_options,
@@ -53,6 +54,8 @@ _RUNS = {
 }
 _OTHERS = {
     "api": run_api,
+    "batch": run_batch,
+    "run": run_run,
     "train-demo": run_train_demo,
     "tasks": run_tasks_check,
     "tool-server": run_tool_server,
@@ -258,8 +261,8 @@ def _agentenv_parser() -> argparse.ArgumentParser:
     add_api_parser(chosen)
     report = chosen.add_parser("report", help="write the report.html of a run directory again")
     report.add_argument("run_dir", metavar="RUN_DIR")
-    others = (add_cleanup_parser(chosen), *add_tasks_parser(chosen), *add_trajectory_parser(chosen))
-    for other in (doctor, report, *others):
+    others = (*add_run_parsers(chosen), add_cleanup_parser(chosen), *add_tasks_parser(chosen))
+    for other in (doctor, report, *others, *add_trajectory_parser(chosen)):
         _verbose(other)
     return parser
 
