@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from agentenv.harness import Harness
     from agentenv.session import Session
     from agentenv.task import Task, Verifier
+    from agentenv.tokens.base import Message
     from agentenv.types import AgentResult
     from agentenv_backends.base import Snapshot
     from agentenv_backends.results import Recording
@@ -101,6 +102,8 @@ class RolloutRecord:
     tool_seconds: float = 0.0
     recordings: tuple[Recording, ...] = ()
     """What its persistent shells and terminals recorded, as far as it could be had."""
+    unfinished: tuple[Message, ...] = ()
+    """The conversation as far as it went, where the agent's work was cut off and `result` is None."""
 
     @property
     def trainable(self) -> bool:
@@ -137,6 +140,8 @@ async def rollout(
     try:
         attempt = _Attempt(task, trajectory_id, workbench, limits, workspace)
         record = await attempt.run(harness, session, verifier)
+        if record.result is None:
+            record = replace(record, unfinished=tuple(session.messages))
         record = replace(record, recordings=await workbench.recordings())
     finally:
         await finish(workbench.release())
