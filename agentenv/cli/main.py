@@ -30,6 +30,16 @@ from agentenv.cli.services import (
     run_tool_server,
 )
 from agentenv.cli.settings import Settings, resolve, setting_trees
+from agentenv.cli.sweeps import (
+    add_sweep_options,
+    add_sweep_parsers,
+    is_sweep_file,
+    refuse_sweep_options,
+    run_compare,
+    run_export,
+    run_sweep_command,
+    run_sweep_report,
+)
 from agentenv.cli.train_demo import add_train_demo_parser, run_train_demo
 from agentenv.cli.trajectory_server import add_api_parser, run_api
 from agentenv.errors import AgentEnvError, ConfigError
@@ -109,7 +119,11 @@ def _dispatch(
         return run_train_demo(options, console)
     if options.command == "tool-server":
         return run_tool_server(options, console)
-    return commands.run_report(Path(options.run_dir), console)
+    if options.command == "compare":
+        return run_compare(options, console)
+    if options.command == "export":
+        return run_export(options, console)
+    return run_sweep_report(options, console)
 
 
 def _run_environment(
@@ -118,6 +132,10 @@ def _run_environment(
     flags: list[str],
     console: Console,
 ) -> int:
+    if options.command == "evaluate" and options.config and not options.help:
+        if env_class is None and is_sweep_file(Path(options.config)):
+            return run_sweep_command(options, flags, console)
+        refuse_sweep_options(options)
     file = load_config_file(Path(options.config)) if options.config else None
     if options.help:
         return _help(options, env_class, file, console)
@@ -250,9 +268,7 @@ def _agentenv_parser() -> argparse.ArgumentParser:
     add_train_demo_parser(chosen)
     add_tool_server_parser(chosen)
     add_api_parser(chosen)
-    report = chosen.add_parser("report", help="write the report.html of a run directory again")
-    report.add_argument("run_dir", metavar="RUN_DIR")
-    for other in (doctor, report, add_cleanup_parser(chosen)):
+    for other in (doctor, add_cleanup_parser(chosen), *add_sweep_parsers(chosen)):
         _verbose(other)
     return parser
 
@@ -290,6 +306,8 @@ def _run_parser(chosen: Any, name: str, text: str) -> argparse.ArgumentParser:
         parser.add_argument(
             "--plain", action="store_true", help="progress as lines, also on a terminal"
         )
+    if name == "evaluate":
+        add_sweep_options(parser)
     if name == "process":
         parser.add_argument("--no-report", action="store_true", help="write no report.html")
     return parser

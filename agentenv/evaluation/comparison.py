@@ -146,7 +146,7 @@ def _coin_tosses(count: int) -> Floats:
     """The chances of 0 to `count` heads."""
     log_factorials = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, count + 1)))])
     logs = log_factorials[-1] - log_factorials - log_factorials[::-1] - count * math.log(2)
-    return np.exp(logs)
+    return np.asarray(np.exp(logs), dtype=float)
 
 
 def _drawn(sizes: Floats, times: NDArray[np.int64], threshold: float) -> float:

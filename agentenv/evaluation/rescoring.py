@@ -1,8 +1,8 @@
 """Scoring trajectories again without running them: what a verifier is given then, and what it is refused.
 
 A verifier that judges from the record alone (the final response, the messages, the steps) can be asked again at any
-time. The workspace is gone: one that calls a tool in it, or reads what its set-up returned, raises `WorkspaceGoneError`,
-and the sample keeps the score it has.
+time. The workspace is gone: one that calls a tool in it, or reads what its set-up returned, raises
+`WorkspaceGoneError`, and the sample keeps the score it has.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class GoneMapping(dict[str, Any]):
         )
 
     __getitem__ = get = keys = values = items = __iter__ = __len__ = __contains__ = __bool__ = _gone
-    __eq__ = pop = setdefault = copy = _gone  # type: ignore[assignment]
-    __hash__ = None  # type: ignore[assignment]
+    __eq__ = pop = setdefault = copy = _gone
+    __hash__ = None
 
 
 def agent_result(record: TrajectoryRecord) -> AgentResult:

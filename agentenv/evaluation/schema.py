@@ -110,3 +110,15 @@ class EndedSample:
     row: SampleRow
     trajectory: bytes
     casts: dict[str, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Rescored:
+    """A sample whose verifier was asked again."""
+
+    sample: int
+    reward: float | None
+    outcome: str
+    cause: str | None
+    trajectory: bytes
+    """As JSON, with the new score in it."""

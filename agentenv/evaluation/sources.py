@@ -36,7 +36,7 @@ class SampleResult:
     """What one try at a sample gave."""
 
     record: RolloutRecord
-    usage: Usage = Usage()
+    usage: Usage = field(default_factory=Usage)
     """What its replies took, with the price applied. Of a try that failed on the way it may be unknown, and is then
     not counted."""
     rewards: Mapping[str, float] = field(default_factory=dict)
@@ -143,7 +143,7 @@ class EnvironmentSource:
                     trajectory_id=record.trajectory_id,
                     exec_tool=no_workspace,
                     agent_result=result,
-                    workspace_meta=GoneMapping(),
+                    workspace_meta=_meta(env),
                 )
         except (SweepError, VerifierError):
             raise
@@ -186,6 +186,14 @@ class EnvironmentSource:
             number += 1
             name = f"{own}#{number}"
         return name
+
+
+def _meta(env: AgentEnv[Any]) -> dict[str, Any]:
+    """What the set-up returned, as far as that is known of one that ran long ago: nothing where there is no set-up."""
+    from agentenv.env import AgentEnv  # noqa: PLC0415 - an import at the top would be a circle
+
+    own = type(env).setup_trajectory_workspace
+    return {} if own is AgentEnv.setup_trajectory_workspace else GoneMapping()
 
 
 def priced(usage: Usage, price: Price | None) -> Usage:

@@ -199,8 +199,8 @@ def stored_form(config: SweepConfig) -> dict[str, Any]:
 
 
 def changes(stored: dict[str, Any], config: SweepConfig) -> list[str]:
-    """What of a sweep differs in a way that would mix samples of two. Tasks, models, settings, seeds and attempts may be
-    added; budgets, prices, concurrency, retries and `success_at` may change.
+    """What of a sweep differs in a way that would mix samples of two. Tasks, models, settings, seeds and attempts may
+    be added; budgets, prices, concurrency, retries and `success_at` may change.
     """
     now = stored_form(config)
     found = [

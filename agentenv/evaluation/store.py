@@ -15,7 +15,7 @@ import json
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import zstandard
 
@@ -27,14 +27,22 @@ from agentenv.run.lock import FileLock
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from agentenv.evaluation.schema import EndedSample, TaskEntry
+    from agentenv.evaluation.schema import EndedSample, Rescored, SampleRow, TaskEntry
     from agentenv.evaluation.spec import Arm, SweepConfig
+
+    _Submission = tuple[Callable[[], EndedSample], asyncio.Future[SampleRow]]
 
 LOCK = "sweep.lock"
 _LEVEL = 3
 _PAGE_BYTES = 8_192
 _DONE = "outcome not in ('infrastructure_failed', 'cancelled')"
 
+_RESCORE = (
+    "update samples set first_reward = coalesce(first_reward, reward), reward = ?, outcome = ?, cause = ? "
+    "where sample = ?"
+)
+
+T = TypeVar("T")
 Ended = tuple[int, int, int]
 """Task, seed and attempt of a sample, as numbers of its database."""
 
@@ -47,7 +55,7 @@ class SweepStore:
         self._lock = FileLock(path / LOCK)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="sweep-store")
         self._connection: sqlite3.Connection | None = None
-        self._gathered: list[tuple[EndedSample, asyncio.Future[None]]] = []
+        self._gathered: list[_Submission] = []
         self._writing = False
         self._closed = False
         self._compress = zstandard.ZstdCompressor(level=_LEVEL).compress
@@ -58,8 +66,8 @@ class SweepStore:
     ) -> SweepStore:
         """Begin a sweep in a directory, or go on with the one that is there.
 
-        Raises `SweepError` when the sweep there is another one (see `spec.changes`), unless `other` allows that, or when
-        it is no sweep; `RunDirectoryError` when another process uses the directory or it cannot be written.
+        Raises `SweepError` when the sweep there is another one (see `spec.changes`), unless `other` allows that, or
+        when it is no sweep; `RunDirectoryError` when another process uses the directory or it cannot be written.
         """
         store = cls(Path(path))
         try:
@@ -80,6 +88,10 @@ class SweepStore:
         """
         return await self._do(self._tasks, task_set, entries)
 
+    async def known_tasks(self, task_set: str) -> list[int]:
+        """The numbers of a set's tasks, as far as they were stored before."""
+        return await self._do(self._known_tasks, task_set)
+
     async def ended(self, arm: int) -> set[Ended]:
         """The samples of an arm that need not be taken again. What infrastructure failed is not among them."""
         return await self._do(self._ended, arm)
@@ -88,17 +100,20 @@ class SweepStore:
         """Tokens and US dollars that all samples so far have used."""
         return await self._do(self._spent)
 
-    async def add(self, sample: EndedSample) -> None:
-        """Write a sample, and return when it is committed. Raises `SweepError` when it cannot be."""
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._gathered.append((sample, done))
+    async def add(self, make: Callable[[], EndedSample]) -> SampleRow:
+        """Write what `make` returns, which is called in the writer's thread, and return its row when it is committed.
+
+        Raises `SweepError` when it cannot be written.
+        """
+        done: asyncio.Future[SampleRow] = asyncio.get_running_loop().create_future()
+        self._gathered.append((make, done))
         if not self._writing:
             self._writing = True
             self._start_writing()
-        await asyncio.shield(done)
+        return await asyncio.shield(done)
 
-    async def rescore(self, updates: Sequence[tuple[Any, ...]]) -> None:
-        """Change scores: (reward, outcome, cause, sample) each. The first reward of a sample is kept beside."""
+    async def rescore(self, updates: Sequence[Rescored]) -> None:
+        """Change scores. The first reward of a sample is kept beside."""
         await self._do(self._rescore, updates)
 
     async def close(self) -> None:
@@ -113,7 +128,7 @@ class SweepStore:
 
     # ------------------------------------------------------------------------------------ the writer's thread
 
-    def _do(self, work: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
+    def _do(self, work: Callable[..., T], *args: Any) -> asyncio.Future[T]:
         if self._closed:
             raise SweepError(f"the sweep in {self.path} is closed")
         return asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
@@ -121,19 +136,20 @@ class SweepStore:
     def _start_writing(self) -> None:
         """Have everything that has gathered written; goes on until nothing gathered meanwhile."""
         taken, self._gathered = self._gathered, []
-        writing = self._do(self._write, [sample for sample, _ in taken])
+        writing = self._do(self._write, [make for make, _ in taken])
         writing.add_done_callback(lambda written: self._written(written, taken))
 
     def _written(
         self,
-        written: asyncio.Future[None],
-        taken: Sequence[tuple[EndedSample, asyncio.Future[None]]],
+        written: asyncio.Future[list[SampleRow]],
+        taken: Sequence[_Submission],
     ) -> None:
         error = written.exception()
-        for _, done in taken:
-            if error is None:
-                done.set_result(None)
-            else:
+        if error is None:
+            for row, (_, done) in zip(written.result(), taken, strict=True):
+                done.set_result(row)
+        else:
+            for _, done in taken:
                 done.set_exception(SweepError(f"{self.path} cannot take a sample: {error}"))
                 done.exception()  # seen: whoever waited for it may be gone
         if self._gathered and not self._closed:
@@ -200,6 +216,10 @@ class SweepStore:
         found = self._db.execute(query, (task_set,)).fetchall()
         return [task for task, _ in found[: len(entries)]]
 
+    def _known_tasks(self, task_set: str) -> list[int]:
+        query = "select task from tasks where task_set = ? order by place"
+        return [task for (task,) in self._db.execute(query, (task_set,))]
+
     def _ended(self, arm: int) -> set[Ended]:
         query = f"select task, seed, attempt from samples where arm = ? and {_DONE}"  # noqa: S608
         return set(self._db.execute(query, (arm,)))
@@ -209,7 +229,8 @@ class SweepStore:
         tokens, cost = self._db.execute(query).fetchone()
         return int(tokens), float(cost)
 
-    def _write(self, samples: Sequence[EndedSample]) -> None:
+    def _write(self, makers: Sequence[Callable[[], EndedSample]]) -> list[SampleRow]:
+        samples = [make() for make in makers]
         with self._db as db:
             for sample in samples:
                 number = db.execute(INSERT, sample.row.values()).lastrowid
@@ -218,14 +239,14 @@ class SweepStore:
                 for session, cast in sample.casts.items():
                     packed = self._compress(cast)
                     db.execute("insert into casts values (?, ?, ?)", (number, session, packed))
+        return [sample.row for sample in samples]
 
-    def _rescore(self, updates: Sequence[tuple[Any, ...]]) -> None:
+    def _rescore(self, updates: Sequence[Rescored]) -> None:
         with self._db as db:
-            db.executemany(
-                "update samples set first_reward = coalesce(first_reward, reward), reward = ?, outcome = ?, cause = ? "
-                "where sample = ?",
-                updates,
-            )
+            for new in updates:
+                db.execute(_RESCORE, (new.reward, new.outcome, new.cause, new.sample))
+                body = self._compress(new.trajectory)
+                db.execute("update trajectories set body = ? where sample = ?", (body, new.sample))
 
     def _close(self) -> None:
         connection, self._connection = self._connection, None
@@ -270,6 +291,6 @@ def _refuse(problems: Sequence[str], path: Path) -> None:
     if problems:
         listed = "".join(f"\n  {problem}" for problem in problems)
         raise SweepError(
-            f"{path} holds another sweep:{listed}\nadd to it (tasks, models, settings, seeds, attempts), choose another "
-            "directory, or say --other-spec to mix samples of both"
+            f"{path} holds another sweep:{listed}\nadd to it (tasks, models, settings, seeds, attempts), choose "
+            "another directory, or say --other-spec to mix samples of both"
         )
