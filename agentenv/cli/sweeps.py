@@ -91,6 +91,12 @@ def add_sweep_parsers(chosen: Any) -> list[argparse.ArgumentParser]:
     )
     report = chosen.add_parser("report", help="write the report.html of a run directory again")
     report.add_argument("run_dir", metavar="RUN_DIR")
+    report.add_argument(
+        "--serve", action="store_true", help="serve the report of a sweep instead, on this machine"
+    )
+    report.add_argument(
+        "--port", type=int, default=0, help="port to serve on (default: 0, a free one)"
+    )
     return [compare, export, report]
 
 
@@ -185,6 +191,10 @@ def _show(directory: Path, console: Console, *, report: bool) -> None:
         for line in lost_lines(summaries):
             console.print(line, soft_wrap=True)
     console.print(f"run directory: {directory}", markup=False, soft_wrap=True)
+    if report:
+        from agentenv.evaluation.report.page import write_sweep_report  # noqa: PLC0415
+
+        console.print(f"report: {write_sweep_report(directory)}", markup=False, soft_wrap=True)
 
 
 def run_compare(options: argparse.Namespace, console: Console) -> int:
@@ -224,8 +234,31 @@ def run_export(options: argparse.Namespace, console: Console) -> int:
 
 
 def run_sweep_report(options: argparse.Namespace, console: Console) -> int:
-    """Write the report of a run directory again, of whatever kind it is."""
-    return commands.run_report(Path(options.run_dir), console)
+    """Write the report of a run directory again, of whatever kind it is; or serve that of a sweep."""
+    from agentenv.evaluation.schema import DATABASE  # noqa: PLC0415
+
+    directory = Path(options.run_dir)
+    if options.serve:
+        return _serve(directory, options.port, console)
+    if not (directory / DATABASE).exists():
+        return commands.run_report(directory, console)
+    from agentenv.evaluation.report.page import write_sweep_report  # noqa: PLC0415
+
+    console.print(str(write_sweep_report(directory)), markup=False, soft_wrap=True)
+    return commands.OK
+
+
+def _serve(directory: Path, port: int, console: Console) -> int:
+    from agentenv.cli.services import announcer  # noqa: PLC0415 - imports a server
+    from agentenv.evaluation.report.server import SweepServer  # noqa: PLC0415
+    from agentenv_tools.serving import ServeSettings, serve_until_stopped  # noqa: PLC0415
+
+    async def serve() -> None:
+        server = SweepServer(directory, ServeSettings(port=port))
+        await serve_until_stopped(server, announcer(console, f"sweep: {directory}"))
+
+    asyncio.run(serve())
+    return commands.OK
 
 
 def new_directory(name: str) -> Path:

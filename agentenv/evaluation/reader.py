@@ -145,6 +145,15 @@ class SweepReader:
         for sample, *values in found:
             yield StoredSample(sample, SampleRow(*values))
 
+    def trajectory_bytes(self) -> dict[int, int]:
+        """How much the trajectories of each task take, compressed; terminals included."""
+        sizes: dict[int, int] = {}
+        for table in ("trajectories", "casts"):
+            query = f"select task, sum(length(body)) from {table} join samples using (sample) group by task"  # noqa: S608
+            for task, size in self._db.execute(query):
+                sizes[task] = sizes.get(task, 0) + size
+        return sizes
+
     def trajectory(self, sample: int) -> dict[str, Any]:
         """A sample's trajectory, as `TrajectoryRecord.to_json` has it. Raises `SweepError`."""
         query = "select body from trajectories where sample = ?"

@@ -200,7 +200,7 @@ class SweepStore:
         query = "select task, name from tasks where task_set = ? order by place"
         known = self._db.execute(query, (task_set,)).fetchall()
         for place, (_, name) in enumerate(known[: len(entries)]):
-            if entries[place].name != name:
+            if _storable((entries[place].name,)) != (name,):
                 raise SweepError(
                     f"task {place} of {task_set!r} is {entries[place].name!r} now, and was {name!r} in {self.path}: "
                     "all models and settings must be given the same tasks, and so must a sweep that is gone on with"
@@ -212,7 +212,7 @@ class SweepStore:
         ]
         with self._db as db:
             insert = "insert into tasks (task_set, place, name, preview) values (?, ?, ?, ?)"
-            db.executemany(insert, rows)
+            db.executemany(insert, map(_storable, rows))
         found = self._db.execute(query, (task_set,)).fetchall()
         return [task for task, _ in found[: len(entries)]]
 
@@ -233,7 +233,7 @@ class SweepStore:
         samples = [make() for make in makers]
         with self._db as db:
             for sample in samples:
-                number = db.execute(INSERT, sample.row.values()).lastrowid
+                number = db.execute(INSERT, _storable(sample.row.values())).lastrowid
                 body = self._compress(sample.trajectory)
                 db.execute("insert into trajectories values (?, ?)", (number, body))
                 for session, cast in sample.casts.items():
@@ -244,7 +244,7 @@ class SweepStore:
     def _rescore(self, updates: Sequence[Rescored]) -> None:
         with self._db as db:
             for new in updates:
-                db.execute(_RESCORE, (new.reward, new.outcome, new.cause, new.sample))
+                db.execute(_RESCORE, _storable((new.reward, new.outcome, new.cause, new.sample)))
                 body = self._compress(new.trajectory)
                 db.execute("update trajectories set body = ? where sample = ?", (body, new.sample))
 
@@ -253,6 +253,14 @@ class SweepStore:
         if connection is not None:
             connection.close()
         self._lock.release()
+
+
+def _storable(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Texts without lone surrogates, which are no characters: a model may write them, and SQLite takes none."""
+    return tuple(
+        value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
+        for value in values
+    )
 
 
 def connect(file: Path, *, read_only: bool = False) -> sqlite3.Connection:
