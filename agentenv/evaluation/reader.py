@@ -114,6 +114,10 @@ class SweepReader:
         query = "select task, task_set, name, preview from tasks order by task_set, place"
         return [TaskInfo(*row) for row in self._db.execute(query)]
 
+    def task_counts(self) -> dict[str, int]:
+        """How many tasks each set has."""
+        return dict(self._db.execute("select task_set, count(*) from tasks group by task_set"))
+
     def columns(self) -> Columns:
         """All samples' numbers at once: a few milliseconds for ten thousand."""
         names = ", ".join(_NUMBERS)

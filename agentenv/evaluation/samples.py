@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from agentenv.evaluation.schema import NO_SEED, EndedSample, SampleRow
 from agentenv.records import sample_record
 from agentenv.run.casts import encode_cast
-from agentenv.run.jsonl import encode_line, json_plain
+from agentenv.run.jsonl import encode_json, encode_line, json_plain
 from agentenv.types import Usage
 
 if TYPE_CHECKING:
@@ -78,7 +78,10 @@ def ended_sample(
         trajectory_id=record.trajectory_id,
         ended_at=time.time(),
     )
-    trajectory = encode_line(sample_record(record, spent.tries, keep_tokens=keep_tokens).to_json())
+    encode = (
+        encode_line if keep_tokens else encode_json
+    )  # long lists of numbers must not hold up others
+    trajectory = encode(sample_record(record, spent.tries, keep_tokens=keep_tokens).to_json())
     casts = {recording.session: encode_cast(recording) for recording in record.recordings}
     return EndedSample(row, trajectory, casts)
 

@@ -76,7 +76,7 @@ class ArmSummary:
 def summarise(reader: SweepReader) -> list[ArmSummary]:
     """Every arm that was begun, in the order of the specification."""
     columns = reader.columns()
-    sizes = Counter(info.task_set for info in reader.tasks())
+    sizes = reader.task_counts()
     return [
         _summary(reader, number, arm, sizes[arm.task_set], columns.of_arm(number))
         for number, arm in reader.arms().items()

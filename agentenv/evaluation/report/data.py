@@ -129,15 +129,16 @@ def _cells(
     )
 
 
+def arm_places(reader: SweepReader) -> dict[int, int]:
+    """The place of each arm in the overview, by its number."""
+    return {number: place for place, number in enumerate(reader.arms())}
+
+
 def samples_of(
-    reader: SweepReader, task: int, room: Room, *, trajectories: bool = True
+    reader: SweepReader, task: int, places: dict[int, int], room: Room | None
 ) -> list[dict[str, Any]]:
-    """The samples of a task, with their trajectories."""
-    places = {number: place for place, number in enumerate(reader.arms())}
-    return [
-        _sample(reader, stored, places, room if trajectories else None)
-        for stored in reader.samples(tasks=[task])
-    ]
+    """The samples of a task, with their trajectories where there is `room`. `places` is `arm_places`."""
+    return [_sample(reader, stored, places, room) for stored in reader.samples(tasks=[task])]
 
 
 def _sample(

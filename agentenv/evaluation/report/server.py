@@ -19,9 +19,9 @@ from starlette.routing import Route, Router
 
 from agentenv.errors import SweepError
 from agentenv.evaluation.reader import SweepReader
-from agentenv.evaluation.report.data import Room, samples_of, task_index
+from agentenv.evaluation.report.data import Room, arm_places, samples_of, task_index
 from agentenv.evaluation.report.page import served_page
-from agentenv.run.jsonl import encode_line
+from agentenv.run.jsonl import encode_json
 from agentenv_tools.serving.answers import HttpError
 from agentenv_tools.serving.guard import Guard
 
@@ -68,7 +68,7 @@ class SweepServer:
         return Response(body, media_type="text/html; charset=utf-8", headers=headers)
 
     async def _tasks(self, request: Request) -> Response:
-        body = await self._read(lambda reader: encode_line(task_index(reader, reader.tasks())))
+        body = await self._read(lambda reader: encode_json(task_index(reader, reader.tasks())))
         return await _answer(request, body)
 
     async def _samples(self, request: Request) -> Response:
@@ -76,7 +76,7 @@ class SweepServer:
 
         def read(reader: SweepReader) -> bytes:
             room = Room.of(reader, MAX_TASK_BYTES, seconds=_TERMINAL_S)
-            return encode_line(samples_of(reader, task, room))
+            return encode_json(samples_of(reader, task, arm_places(reader), room))
 
         return await _answer(request, await self._read(read))
 
