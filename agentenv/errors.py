@@ -19,6 +19,7 @@ AgentEnvError
 ├── GroupFilterError            a custom group filter raised or gave no answer (`agentenv.control`)
 ├── RunDirectoryError           the run directory cannot be used (locked, full, unreadable)  (OSError)
 ├── CheckpointError             an environment's state cannot be kept or read (`agentenv.serve`)
+├── SweepError                  a sweep cannot be begun, gone on with, or read (`agentenv.evaluation`)
 ├── TrajectoryStoreError        the trajectory server's database cannot be read or written
 └── ApiError                    a call of a trajectory server failed
     ├── ApiUnreachableError     no answer, or one that says to come again later               (ConnectionError)
@@ -81,6 +82,10 @@ class VerifierError(AgentEnvError):
 
 class RunDirectoryError(AgentEnvError, OSError):
     """The run directory cannot be used."""
+
+
+class SweepError(AgentEnvError):
+    """A sweep cannot be begun, gone on with, or read."""
 
 
 class TrajectoryStoreError(AgentEnvError):

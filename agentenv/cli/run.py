@@ -189,18 +189,17 @@ def _pass_at(batch: BatchResult, attempts: int) -> dict[str, str]:
     """pass@k for k = 1 and every power of two that each task has so many counted runs for."""
     if attempts == 1:
         return {}
-    from agentenv.runner.pass_at import pass_at_k  # noqa: PLC0415 - not needed by other commands
+    from agentenv.evaluation.statistics import pass_at_k  # noqa: PLC0415 - not needed by other commands
 
     runs: dict[Path, list[bool]] = defaultdict(list)
     for task in batch.tasks:
         if task.counts:
             runs[task.task_path].append(task.success)
     least = min((len(passed) for passed in runs.values()), default=0)
+    tried = [len(passed) for passed in runs.values()]
+    solved = [sum(passed) for passed in runs.values()]
     ks = [k for k in (2**power for power in range(10)) if k <= least]
-    return {
-        f"pass@{k}": f"{sum(pass_at_k(len(p), sum(p), k) for p in runs.values()) / len(runs):.4f}"
-        for k in ks
-    }
+    return {f"pass@{k}": f"{pass_at_k(tried, solved, k).mean():.4f}" for k in ks}
 
 
 @contextlib.contextmanager

@@ -66,7 +66,7 @@ class ConsoleListener:
     def answered(self, call: ToolCall, result: ToolResult) -> None:
         """The first lines of what it gave."""
         text = result.output if result.success else f"{result.error or ''}\n{result.output}"
-        lines = text.strip().splitlines()
+        lines = text.strip("\n").expandtabs(4).splitlines()
         for line in lines[:_OUTPUT_LINES]:
             self._say("      ", "dim" if result.success else "red", line)
         if len(lines) > _OUTPUT_LINES:
