@@ -230,7 +230,11 @@ def run_dir_for(env: AgentEnv[Any]) -> Path:
         return Path(given.removesuffix(".jsonl"))
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     name = "".join(part if part.isalnum() or part in "-_." else "-" for part in env.display_name)
-    base = Path("runs") / f"{name}-{stamp}"
+    return first_free(Path("runs") / f"{name}-{stamp}")
+
+
+def first_free(base: Path) -> Path:
+    """A path that is not there yet: `base`, or with a number behind it."""
     return next(path for number in range(1, 1000) if not (path := _numbered(base, number)).exists())
 
 

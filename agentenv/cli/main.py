@@ -22,6 +22,7 @@ from agentenv.cli.environments import load_environment, registered_names
 from agentenv.cli.help import settings_help
 from agentenv.cli.layers import ConfigFile, load_config_file, split_flags
 from agentenv.cli.logs import configure_logging
+from agentenv.cli.run import add_run_parsers, run_batch, run_run
 from agentenv.cli.services import (
     ToolsOnly,
     add_executor_options,
@@ -30,6 +31,16 @@ from agentenv.cli.services import (
     run_tool_server,
 )
 from agentenv.cli.settings import Settings, resolve, setting_trees
+from agentenv.cli.sweeps import (
+    add_sweep_options,
+    add_sweep_parsers,
+    is_sweep_file,
+    refuse_sweep_options,
+    run_compare,
+    run_export,
+    run_sweep_command,
+    run_sweep_report,
+)
 from agentenv.cli.tasks import add_tasks_parser, run_tasks_check
 from agentenv.cli.train_demo import add_train_demo_parser, run_train_demo
 from agentenv.cli.trajectory import add_trajectory_parser, run_trajectory
@@ -53,9 +64,13 @@ _RUNS = {
 }
 _OTHERS = {
     "api": run_api,
+    "batch": run_batch,
+    "compare": run_compare,
+    "export": run_export,
+    "run": run_run,
     "train-demo": run_train_demo,
-    "tool-server": run_tool_server,
     "tasks": run_tasks_check,
+    "tool-server": run_tool_server,
     "trajectory": run_trajectory,
 }
 """Commands that take their options and a console, and no settings."""
@@ -115,7 +130,7 @@ def _dispatch(
         return run_cleanup(options, console)
     if options.command in _OTHERS:
         return _OTHERS[options.command](options, console)
-    return commands.run_report(Path(options.run_dir), console)
+    return run_sweep_report(options, console)
 
 
 def _run_environment(
@@ -124,6 +139,10 @@ def _run_environment(
     flags: list[str],
     console: Console,
 ) -> int:
+    if options.command == "evaluate" and options.config and not options.help:
+        if env_class is None and is_sweep_file(Path(options.config)):
+            return run_sweep_command(options, flags, console)
+        refuse_sweep_options(options)
     file = load_config_file(Path(options.config)) if options.config else None
     if options.help:
         return _help(options, env_class, file, console)
@@ -256,10 +275,9 @@ def _agentenv_parser() -> argparse.ArgumentParser:
     add_train_demo_parser(chosen)
     add_tool_server_parser(chosen)
     add_api_parser(chosen)
-    report = chosen.add_parser("report", help="write the report.html of a run directory again")
-    report.add_argument("run_dir", metavar="RUN_DIR")
-    others = (*add_tasks_parser(chosen), *add_trajectory_parser(chosen))
-    for other in (doctor, report, add_cleanup_parser(chosen), *others):
+    others = (*add_run_parsers(chosen), add_cleanup_parser(chosen), *add_tasks_parser(chosen))
+    others += (*add_sweep_parsers(chosen), *add_trajectory_parser(chosen))
+    for other in (doctor, *others):
         _verbose(other)
     return parser
 
@@ -297,6 +315,8 @@ def _run_parser(chosen: Any, name: str, text: str) -> argparse.ArgumentParser:
         parser.add_argument(
             "--plain", action="store_true", help="progress as lines, also on a terminal"
         )
+    if name == "evaluate":
+        add_sweep_options(parser)
     if name == "process":
         parser.add_argument("--no-report", action="store_true", help="write no report.html")
     return parser

@@ -37,6 +37,15 @@ def encode_line(value: Any) -> bytes:
     return "".join(_pieces(value, 0)).encode("utf-8", "replace") + b"\n"
 
 
+def encode_json(value: Any) -> bytes:
+    """`value` as JSON, as `encode_line` would have it but for line breaks: several times as fast where it is plain."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    except (TypeError, ValueError, RecursionError):  # something that JSON does not know
+        return encode_line(value).rstrip()
+    return text.encode("utf-8", "replace")
+
+
 def json_plain(value: Any) -> Any:
     """`value` as a reader of its line gets it back: dicts, lists and scalars, each key once (the last counts)."""
     return json.loads(encode_line(value))

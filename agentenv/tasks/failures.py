@@ -60,7 +60,7 @@ _BY_NAME: dict[str, FailurePolicy] = {
         _SANDBOX,
     ),
     **dict.fromkeys(
-        ("PolicyError", "PolicyTimeoutError", "PausedTooLongError", "APIError", "RateLimitError",
+        ("PolicyError", "PolicyTimeoutError", "PausedTooLongError", "RateLimitedError", "APIError", "RateLimitError",
          "APIConnectionError", "InternalServerError", "ServiceUnavailableError", "APITimeoutError"),
         _PROVIDER_TRANSIENT,
     ),
@@ -70,7 +70,8 @@ _BY_NAME: dict[str, FailurePolicy] = {
         _PROVIDER_REQUEST,
     ),
     **dict.fromkeys(
-        ("AuthenticationError", "PermissionDeniedError", "NotFoundError", "PolicyAccessError"), _PROVIDER_ACCESS
+        ("AuthenticationError", "PermissionDeniedError", "NotFoundError", "PolicyAccessError", "ModelNotFoundError"),
+        _PROVIDER_ACCESS,
     ),
     **dict.fromkeys(
         ("TaskFormatError", "TaskUnsupportedError", "CapabilityError", "BackendConfigError", "ConfigError"),

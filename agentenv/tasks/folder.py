@@ -46,6 +46,10 @@ class RunFolder:
         content = self.masked(text).encode("utf-8", "backslashreplace")
         await asyncio.to_thread(self._write, name, content)
 
+    async def write_bytes(self, name: str, content: bytes) -> None:
+        """Write a file that is no text, as it is, in a thread."""
+        await asyncio.to_thread(self._write, name, content)
+
     async def write_json(self, name: str, value: Any) -> None:
         """Write a value of JSON, in a thread."""
         text = json.dumps(self.masked(value), indent=2, ensure_ascii=False, allow_nan=False)
@@ -83,6 +87,9 @@ class NoFolder(RunFolder):
         return self
 
     async def write_text(self, name: str, text: str) -> None:
+        """Nothing."""
+
+    async def write_bytes(self, name: str, content: bytes) -> None:
         """Nothing."""
 
     async def make(self, *names: str) -> None:

@@ -153,13 +153,18 @@ def agent_exception(result: AgentResult | None) -> ExceptionInfo | None:
 
 
 def agent_context(result: AgentResult | None) -> AgentContext | None:
-    """What the agent used: what its harness says in `metadata["usage"]`, and tokens as they were counted."""
+    """What the agent used: what its harness says in `metadata["usage"]`, else what its replies' engine told."""
     if result is None:
         return None
     told = result.metadata.get("usage")
     known = told if isinstance(told, dict) else {}
     fields = {name: known[name] for name in AgentContext.model_fields if name in known}
-    fields.setdefault("n_output_tokens", result.total_tokens)
+    usage = result.usage
+    if any(step.usage is not None for step in result.steps):
+        fields.setdefault("n_input_tokens", usage.prompt_tokens)
+        fields.setdefault("n_cache_tokens", usage.cached_tokens)
+        fields.setdefault("cost_usd", usage.cost_usd)
+    fields.setdefault("n_output_tokens", usage.completion_tokens or result.total_tokens)
     return AgentContext(
         **fields, metadata={"stop_reason": result.stop_reason.value, "n_steps": result.num_steps}
     )

@@ -20,6 +20,7 @@ from agentenv.tasks.place_pool import PlacePool
 from agentenv.tasks.results import TaskResult, Timing, VerifierResult, main_reward
 from agentenv.tasks.rolling import TaskRollout
 from agentenv.tasks.stepping import now
+from agentenv.tasks.trajectory import write_rollout
 from agentenv_backends.errors import BackendError
 
 if TYPE_CHECKING:
@@ -156,6 +157,8 @@ class _Attempt:
             for event, at in outcome.events():
                 self._note(event, at)
         await folder.write_json("result.json", result.model_dump(mode="json"))
+        if result.record is not None:
+            await write_rollout(folder, self.rollout, result.record)
         await folder.write_text("trial.log", "\n".join([*sorted(self.log), *result.warnings, ""]))
         info = result.exception_info
         if info is not None:

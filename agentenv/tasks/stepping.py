@@ -19,13 +19,14 @@ from agentenv.workbench import ExecutorWorkbench
 from agentenv_backends.errors import BackendError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from agentenv.session import Session
     from agentenv.task import ExecTool
     from agentenv.tasks.agents import TaskAgent
     from agentenv.tasks.under_way import TaskRun
     from agentenv.tasks.verification import Judge
+    from agentenv.tokens.base import TokenSequence
     from agentenv.types import AgentResult
     from agentenv_tools.executor import ToolExecutor
     from agentenv_tools.schema import ToolCall, ToolResult, ToolSchema
@@ -276,6 +277,16 @@ def _reached(
     return all((rewards or {}).get(name, float("-inf")) >= least for name, least in gates.items())
 
 
+def _renumbered_sequences(results: Sequence[AgentResult]) -> Iterator[TokenSequence]:
+    """Every sequence, its turns numbered through as the steps are."""
+    before = 0
+    for result in results:
+        for sequence in result.sequences:
+            turns = (replace(turn, number=turn.number + before) for turn in sequence.turns)
+            yield replace(sequence, turns=tuple(turns))
+        before += result.num_steps
+
+
 def joined(results: Sequence[AgentResult]) -> AgentResult:
     """Several results as one: steps numbered through, all messages and sequences."""
     if len(results) == 1:
@@ -286,7 +297,7 @@ def joined(results: Sequence[AgentResult]) -> AgentResult:
         last,
         success=all(result.success for result in results),
         steps=tuple(replace(step, step_number=n) for n, step in enumerate(steps, 1)),
-        sequences=tuple(sequence for result in results for sequence in result.sequences),
+        sequences=tuple(_renumbered_sequences(results)),
         messages=tuple(message for result in results for message in result.messages),
         total_tokens=sum(result.total_tokens for result in results),
         error=next((result.error for result in results if result.error), None),

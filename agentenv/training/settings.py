@@ -1,18 +1,13 @@
-"""Settings of a trainer process, and reading them."""
+"""Settings of a trainer process."""
 
 from __future__ import annotations
 
 from pathlib import Path  # noqa: TC003 - pydantic reads it
-from typing import TypeVar
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
-from agentenv.errors import ConfigError
 from agentenv.training.learner import LearnerSettings
 from agentenv.training.loss import Clip
-
-ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
 class GrpoConfig(BaseModel):
@@ -76,22 +71,3 @@ class TrainerConfig(BaseModel):
     """Name under which batches are leased. None: they are taken without acknowledgement."""
     grpo: GrpoConfig = Field(default_factory=GrpoConfig)
     """The rest."""
-
-
-def read_yaml(path: Path, model: type[ModelT]) -> ModelT:
-    """A YAML file as a `model`. Raises `ConfigError` naming the file and the keys."""
-    try:
-        content = yaml.safe_load(path.read_bytes())
-    except OSError as error:
-        raise ConfigError(f"configuration file {path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeError) as error:
-        raise ConfigError(f"configuration file {path} is no YAML: {error}") from error
-    try:
-        return model.model_validate({} if content is None else content)
-    except ValidationError as error:
-        problems = error.errors(include_url=False, include_context=False)
-        said = "".join(
-            f"\n  {'.'.join(map(str, problem['loc'])) or 'file'}: {problem['msg']}"
-            for problem in problems
-        )
-        raise ConfigError(f"{path} cannot be used:{said}") from error

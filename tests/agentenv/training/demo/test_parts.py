@@ -38,7 +38,7 @@ from agentenv.training.demo.processes import (
 )
 from agentenv.training.demo.run import Demo, DemoOptions
 from agentenv.training.service import read_steps
-from agentenv.training.settings import read_yaml
+from agentenv.yaml_file import read_yaml
 from tests.agentenv.fake_env import make_env
 from tests.processes import process_of
 
