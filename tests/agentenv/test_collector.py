@@ -314,7 +314,8 @@ async def test_a_dataset_that_awaited_what_was_cancelled_ends_the_iteration_with
     await env.shutdown()
 
 
-async def test_it_goes_on_through_failures_unless_told_otherwise():
+async def test_it_goes_on_through_failures_unless_told_otherwise(monkeypatch):
+    monkeypatch.setattr("agentenv.collector._LONGEST_PAUSE_S", 0.1)
     left = [5]
 
     def script(request: Any) -> Any:
