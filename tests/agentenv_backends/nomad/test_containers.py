@@ -6,7 +6,8 @@ import asyncio
 import pytest
 
 from agentenv_backends.base import Capabilities
-from tests.agentenv_backends.nomad.cluster import alloc_of, running_pool, says
+from agentenv_backends.conformance import CHECKS, run_checks
+from tests.agentenv_backends.nomad.cluster import SMALL, alloc_of, running_pool, says
 from tests.docker_engine import IMAGE, needs_engine
 from tests.emulators.nomad.server import running_nomad
 
@@ -68,3 +69,10 @@ async def test_a_container_that_is_killed_is_replaced(nomad):
             await pool.release(again)
             again = await pool.acquire("a")
         assert await says(pool, again, "ls") == ""
+
+
+async def test_what_the_contract_says_of_confinement_holds_in_containers(nomad):
+    arguments = {**SMALL, **CONTAINER, "type": "nomad", "address": nomad.url, "slots": 4}
+    checks = [check for check in CHECKS if check.group == "confinement"]
+    report = await run_checks(arguments=arguments, checks=checks)
+    assert {outcome.status for outcome in report.outcomes} == {"holds"}, report.text()
