@@ -42,13 +42,20 @@ class Cluster:
     """All that the API shows, without the API. `time_factor` shrinks every delay of the cluster's own."""
 
     def __init__(
-        self, nodes: list[Node], *, time_factor: float = 1.0, images: frozenset[str] = frozenset()
+        self,
+        nodes: list[Node],
+        *,
+        time_factor: float = 1.0,
+        images: frozenset[str] = frozenset(),
+        has_engine: bool = False,
     ) -> None:
         self.state = State(nodes)
         self.faults = Faults()
         self.time_factor = time_factor
         self.images = images
-        """Those that can be pulled. Containers are ordinary processes here, whatever their image."""
+        """Those that can be pulled."""
+        self.has_engine = has_engine
+        """Whether tasks of the driver `docker` are containers; else they are ordinary processes."""
         self.folder = Path(tempfile.mkdtemp(prefix="nomad-emulator-"))
         self.folder.chmod(0o755)
         self._tasks: set[asyncio.Task[Any]] = set()

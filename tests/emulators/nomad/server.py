@@ -50,11 +50,14 @@ async def running_nomad(
     time_factor: float = 0.02,
     token: str = "",
     images: tuple[str, ...] = ("python:3.12-slim",),
+    has_engine: bool = False,
 ) -> AsyncIterator[Nomad]:
     """A cluster on the loopback. With `token`, requests without it are refused."""
     if isinstance(nodes, int):
         nodes = [Node(f"node-{n}", f"127.0.1.{n + 1}") for n in range(nodes)]
-    cluster = Cluster(nodes, time_factor=time_factor, images=frozenset(images))
+    cluster = Cluster(
+        nodes, time_factor=time_factor, images=frozenset(images), has_engine=has_engine
+    )
     api = _Api(cluster, token)
     runner = web.AppRunner(api.app(), access_log=None, shutdown_timeout=0.5)
     await runner.setup()

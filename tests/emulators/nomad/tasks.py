@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tests.emulators.nomad.containers import INSIDE, container_name, run_words
 from tests.emulators.nomad.model import EVENTS_KEPT, Alloc
 
 if TYPE_CHECKING:
@@ -66,7 +67,18 @@ class TaskRunner:
 
     def kill(self) -> None:
         """As a machine does that loses its power: no event, no farewell."""
-        self._signal(signal.SIGKILL)
+        if self._in_container and self.pid is not None:
+            name = container_name(self._alloc.alloc_id)
+            quiet = asyncio.subprocess.DEVNULL
+            self._cluster.spawn(
+                asyncio.create_subprocess_exec("docker", "kill", name, stdout=quiet, stderr=quiet)
+            )
+        else:
+            self._signal(signal.SIGKILL)
+
+    @property
+    def _in_container(self) -> bool:
+        return bool(self._task["Driver"] == "docker" and self._cluster.has_engine)
 
     def _signal(self, number: int) -> None:
         if self.pid is not None:
@@ -179,7 +191,7 @@ class TaskRunner:
             path.write_text(template["EmbeddedTmpl"], encoding="utf-8")
             path.chmod(int(template.get("Perms") or "0644", 8))
         environment = self._environment(local, secret, shared)
-        words = self._command(environment)
+        words = self._words(environment)
         log = os.open(
             self._folder.parent / f"{self._folder.name}.stderr",
             os.O_CREAT | os.O_APPEND | os.O_WRONLY,
@@ -212,7 +224,15 @@ class TaskRunner:
             f"NOMAD_ADDR_{label}": f"{self._alloc.node.ip}:{self._alloc.port}",
         }
 
-    def _command(self, environment: dict[str, str]) -> list[str]:
+    def _words(self, environment: dict[str, str]) -> list[str]:
+        if not self._in_container:
+            return self._filled_in(environment)
+        inside = {**environment, **INSIDE}
+        folders = {name: Path(environment[name]) for name in INSIDE}
+        place = (self._alloc.node.ip, self._alloc.port)
+        return run_words(self._task, self._filled_in(inside), inside, folders, place)
+
+    def _filled_in(self, environment: dict[str, str]) -> list[str]:
         config = self._task["Config"]
         words = [*config.get("entrypoint", ()), *filter(None, [config.get("command")])]
         words += config.get("args", ())
