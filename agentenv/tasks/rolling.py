@@ -46,6 +46,12 @@ _ROOT_IS_JUDGED = (
 )
 
 
+_NO_NETWORK = (
+    "the task says nothing of its network, so its local sandbox has none: that of this machine is given to tasks that "
+    'say network_mode = "public"'
+)
+
+
 @dataclass(slots=True)
 class TaskRollout:
     """One rollout of a task by an agent, on a backend of some kind. Serves once."""
@@ -85,6 +91,8 @@ class TaskRollout:
         shared = any(step.verifier.mode == "shared" and step.tests for step in self.task.steps)
         if values.get("run_as_root") and shared:
             self.warnings.append(_ROOT_IS_JUDGED)
+        if self.provider == "local" and environment.network_mode is None:
+            self.warnings.append(_NO_NETWORK)
         return values
 
     async def run(self, trajectory_id: str) -> RolloutRecord:
