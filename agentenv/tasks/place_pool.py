@@ -87,7 +87,7 @@ class PlacePool:
     async def _end_unused(self) -> None:
         unused = [key for key, entry in self._open.items() if not entry.users]
         failed = [key for key in unused if self._open[key].executor is None]
-        beyond = 0 if self._closed else max(0, len(unused) - self._keep)
+        beyond = len(unused) if self._closed else max(0, len(unused) - self._keep)
         for key in dict.fromkeys([*failed, *unused[:beyond]]):
             await self._end(self._open.pop(key))
 

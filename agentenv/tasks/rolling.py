@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -38,6 +38,18 @@ if TYPE_CHECKING:
 
 _HOOK_MARGIN_S = 3600.0
 """Everything in preparation and verification has a deadline of its own; this one only bounds their sum."""
+
+
+_ROOT_IS_JUDGED = (
+    "the agent was root of the sandbox that the tests then ran in: the programs they used may have been changed by it "
+    "(another agent.user, or a separate verifier, excludes that)"
+)
+
+
+_NO_NETWORK = (
+    "the task says nothing of its network, so its local sandbox has none: that of this machine is given to tasks that "
+    'say network_mode = "public"'
+)
 
 
 @dataclass(slots=True)
@@ -75,7 +87,13 @@ class TaskRollout:
             self.task.compose_file,
             self._host_image_accepted(),
         )
-        return backend_values(place, self.provider, self.options, sandboxes=self.sandboxes)
+        values = backend_values(place, self.provider, self.options, sandboxes=self.sandboxes)
+        shared = any(step.verifier.mode == "shared" and step.tests for step in self.task.steps)
+        if values.get("run_as_root") and shared:
+            self.warnings.append(_ROOT_IS_JUDGED)
+        if self.provider == "local" and environment.network_mode is None:
+            self.warnings.append(_NO_NETWORK)
+        return values
 
     async def run(self, trajectory_id: str) -> RolloutRecord:
         """Roll out. Raises `TaskUnsupportedError`, `BackendError` or `TaskError` when no sandbox could be had."""
@@ -136,8 +154,7 @@ class TaskRollout:
         environment = table or self.task.config.environment
         variables = resolved(environment.env, run.environ, "verifier.environment.env")
         run.folder.know_secrets(secrets_of(variables))
-        own = self.task.path / "tests" / "Dockerfile"
-        dockerfile = own if table is not None and own.is_file() else self.task.dockerfile
+        dockerfile = run.verifier_dockerfile or self.task.dockerfile
         place = Place(
             environment,
             variables,
@@ -146,7 +163,11 @@ class TaskRollout:
             None,
             self._host_image_accepted(),
         )
-        values = backend_values(place, self.provider, self.options, sandboxes=self.sandboxes)
+        options = self.options
+        if table is not None and "image" in options.backend:
+            own = {key: value for key, value in options.backend.items() if key != "image"}
+            options = replace(options, backend=own)
+        values = backend_values(place, self.provider, options, sandboxes=self.sandboxes)
         timeout_s = environment.build_timeout_sec
         async with self.places.use(values, timeout_s, role="verifier") as executor:
             sandbox = TaskSandbox(executor, f"verifier-{uuid4()}")
