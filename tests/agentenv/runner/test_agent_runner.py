@@ -11,7 +11,7 @@ import agentenv
 from agentenv import AgentRunner, ParallelRunner, discover_tasks
 from agentenv.atif import errors, read_trajectory, validate
 from agentenv.control.pause import PauseGate
-from agentenv.errors import ConfigError, PolicyAccessError
+from agentenv.errors import ConfigError, PolicyAccessError, PolicyError
 from agentenv.runner import BatchResult, RunResult, TaskResult
 from agentenv.runner.parallel import batch_result
 from agentenv.tasks import TaskFormatError
@@ -145,8 +145,11 @@ async def test_the_editor_makes_and_changes_files_and_a_wrong_answer_is_no_error
 
 
 @pytest.mark.sandbox
-async def test_a_model_that_fails_is_an_error_that_does_not_count_as_wrong(tmp_path: Path):
-    policy = FakePolicy([PolicyAccessError("the key is refused")], returns_tokens=False)
+@pytest.mark.parametrize("error", [PolicyAccessError, PolicyError])
+async def test_a_model_that_fails_is_an_error_that_does_not_count_as_wrong(
+    error: type[PolicyError], tmp_path: Path
+):
+    policy = FakePolicy([error("the key is refused")], returns_tokens=False)
     task = write_task(tmp_path / "t", TASK)
     result = await AgentRunner(task, provider="local", output_dir=tmp_path, policy=policy).run()
     assert not result.success
