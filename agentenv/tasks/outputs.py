@@ -178,7 +178,10 @@ def trajectory_of(result: AgentResult | None) -> list[TrajectoryItem]:
                    for given in step.tool_results]  # fmt: skip
         outputs += [""] * (len(step.tool_calls) - len(outputs))
         for call, output in zip(step.tool_calls, outputs, strict=False):
-            items.append(TrajectoryItem(call.name, dict(call.arguments), output))
+            item = TrajectoryItem(
+                tool_name=call.name, tool_input=dict(call.arguments), tool_output=output
+            )
+            items.append(item)
     return items
 
 

@@ -51,9 +51,14 @@ class PlacePool:
         self._closed = False
 
     @asynccontextmanager
-    async def use(self, values: Mapping[str, Any], timeout_s: float) -> AsyncIterator[ToolExecutor]:
-        """An executor over a backend of this configuration. Raises as `opened` does."""
-        key = json.dumps(values, sort_keys=True, default=str)
+    async def use(
+        self, values: Mapping[str, Any], timeout_s: float, *, role: str = "agent"
+    ) -> AsyncIterator[ToolExecutor]:
+        """An executor over a backend of this configuration, shared within a role. Raises as `opened` does.
+
+        Whoever holds a sandbox of one role can wait for one of another without waiting for itself.
+        """
+        key = json.dumps([role, values], sort_keys=True, default=str)
         entry = self._open.pop(key, None) or _Open()
         self._open[key] = entry
         entry.users += 1
@@ -82,7 +87,7 @@ class PlacePool:
     async def _end_unused(self) -> None:
         unused = [key for key, entry in self._open.items() if not entry.users]
         failed = [key for key in unused if self._open[key].executor is None]
-        beyond = 0 if self._closed else max(0, len(unused) - self._keep)
+        beyond = len(unused) if self._closed else max(0, len(unused) - self._keep)
         for key in dict.fromkeys([*failed, *unused[:beyond]]):
             await self._end(self._open.pop(key))
 

@@ -140,7 +140,8 @@ def _local_values(place: Place) -> dict[str, Any]:
         "disk_mb": min(environment.storage_mb or _LOCAL_STORAGE_MB, _LOCAL_STORAGE_MB),
         "cpus": environment.cpus,
         "variables": dict(place.variables),
-        "allow_network": _allows_network(environment),
+        # This machine's network, its loopback included: only for who asks for it.
+        "allow_network": environment.network_mode is not None and _allows_network(environment),
         **_allowed_hosts(environment, "local"),
     }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping  # noqa: TC003 - pydantic reads it
 from datetime import datetime  # noqa: TC003 - pydantic reads it
 from pathlib import Path  # noqa: TC003 - pydantic reads it
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_serializer
 
@@ -23,11 +23,11 @@ class _Data(BaseModel):
     )
 
 
-class TrajectoryItem(NamedTuple):
+class TrajectoryItem(_Data):
     """One tool call and what it gave."""
 
     tool_name: str
-    tool_input: Mapping[str, Any]
+    tool_input: dict[str, Any]
     tool_output: str
 
 

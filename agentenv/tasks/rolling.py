@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from agentenv.rollout import RolloutLimits, RolloutRecord, rollout
 from agentenv.task import Task
 from agentenv.tasks.agents import SessionRequest
 from agentenv.tasks.errors import TaskUnsupportedError
 from agentenv.tasks.options import LONGEST_S
-from agentenv.tasks.places import Place, backend_values, opened
+from agentenv.tasks.places import Place, backend_values
 from agentenv.tasks.preparation import working_directory
 from agentenv.tasks.sandbox import TaskSandbox
 from agentenv.tasks.stepping import (
@@ -24,7 +25,6 @@ from agentenv.tasks.stepping import (
 from agentenv.tasks.templates import resolved, secrets_of
 from agentenv.tasks.under_way import TaskRun
 from agentenv.tasks.verification import Judge
-from agentenv_tools.registry import ToolRegistry
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -33,10 +33,23 @@ if TYPE_CHECKING:
     from agentenv.tasks.directory import StepInput, TaskDirectory
     from agentenv.tasks.folder import RunFolder
     from agentenv.tasks.options import RunOptions
+    from agentenv.tasks.place_pool import PlacePool
     from agentenv_tools.executor import ToolExecutor
 
 _HOOK_MARGIN_S = 3600.0
 """Everything in preparation and verification has a deadline of its own; this one only bounds their sum."""
+
+
+_ROOT_IS_JUDGED = (
+    "the agent was root of the sandbox that the tests then ran in: the programs they used may have been changed by it "
+    "(another agent.user, or a separate verifier, excludes that)"
+)
+
+
+_NO_NETWORK = (
+    "the task says nothing of its network, so its local sandbox has none: that of this machine is given to tasks that "
+    'say network_mode = "public"'
+)
 
 
 @dataclass(slots=True)
@@ -48,6 +61,9 @@ class TaskRollout:
     provider: str
     options: RunOptions
     folder: RunFolder
+    places: PlacePool
+    sandboxes: int = 1
+    """How many there may be at once, of all runs that share `places`."""
     progress: Progress = field(default_factory=Progress)
     warnings: list[str] = field(default_factory=list)
 
@@ -56,7 +72,7 @@ class TaskRollout:
         """What templates in task.toml are looked up in."""
         return os.environ if self.options.environ is None else self.options.environ
 
-    def backend_values(self, *, sandboxes: int = 1) -> dict[str, Any]:
+    def backend_values(self) -> dict[str, Any]:
         """The configuration of the backend it needs. Raises `TaskUnsupportedError`: for the task, or for the agent."""
         environment = self.task.config.environment
         variables = resolved(environment.env, self.environ, "environment.env")
@@ -71,10 +87,21 @@ class TaskRollout:
             self.task.compose_file,
             self._host_image_accepted(),
         )
-        return backend_values(place, self.provider, self.options, sandboxes=sandboxes)
+        values = backend_values(place, self.provider, self.options, sandboxes=self.sandboxes)
+        shared = any(step.verifier.mode == "shared" and step.tests for step in self.task.steps)
+        if values.get("run_as_root") and shared:
+            self.warnings.append(_ROOT_IS_JUDGED)
+        if self.provider == "local" and environment.network_mode is None:
+            self.warnings.append(_NO_NETWORK)
+        return values
 
-    async def run(self, executor: ToolExecutor, trajectory_id: str) -> RolloutRecord:
-        """Roll out in a slot of `executor`. Raises `InfrastructureError` when no slot could be had, else nothing."""
+    async def run(self, trajectory_id: str) -> RolloutRecord:
+        """Roll out. Raises `TaskUnsupportedError`, `BackendError` or `TaskError` when no sandbox could be had."""
+        timeout_s = self.task.config.environment.build_timeout_sec
+        async with self.places.use(self.backend_values(), timeout_s) as executor:
+            return await self._run_in(executor, trajectory_id)
+
+    async def _run_in(self, executor: ToolExecutor, trajectory_id: str) -> RolloutRecord:
         workbench = TaskWorkbench(executor, trajectory_id, tuple(executor.schemas()))
         sandbox = TaskSandbox(executor, trajectory_id)
         try:
@@ -127,8 +154,7 @@ class TaskRollout:
         environment = table or self.task.config.environment
         variables = resolved(environment.env, run.environ, "verifier.environment.env")
         run.folder.know_secrets(secrets_of(variables))
-        own = self.task.path / "tests" / "Dockerfile"
-        dockerfile = own if table is not None and own.is_file() else self.task.dockerfile
+        dockerfile = run.verifier_dockerfile or self.task.dockerfile
         place = Place(
             environment,
             variables,
@@ -137,9 +163,14 @@ class TaskRollout:
             None,
             self._host_image_accepted(),
         )
-        values = backend_values(place, self.provider, self.options)
-        async with opened(values, ToolRegistry(()), environment.build_timeout_sec) as executor:
-            sandbox = TaskSandbox(executor, f"verifier-of-{run.id}")
+        options = self.options
+        if table is not None and "image" in options.backend:
+            own = {key: value for key, value in options.backend.items() if key != "image"}
+            options = replace(options, backend=own)
+        values = backend_values(place, self.provider, options, sandboxes=self.sandboxes)
+        timeout_s = environment.build_timeout_sec
+        async with self.places.use(values, timeout_s, role="verifier") as executor:
+            sandbox = TaskSandbox(executor, f"verifier-{uuid4()}")
             try:
                 yield sandbox
             finally:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from agentenv.errors import AgentEnvError
+from agentenv.rollout import finish
 from agentenv.tasks import outputs
 from agentenv.tasks.directory import TaskDirectory
 from agentenv.tasks.folder import RunFolder
@@ -49,8 +50,15 @@ async def run_task(
     if not isinstance(task, TaskDirectory):
         task = await asyncio.to_thread(load_task, task)
     path = await asyncio.to_thread(outputs.new_folder, Path(output_dir), task)
-    run = TaskRollout(task, agent, provider, options or RunOptions(), RunFolder(path))
-    return await _Attempt(run).run(places)
+    own = None
+    if places is None:
+        places = own = PlacePool(agent.tools, keep=0)
+    run = TaskRollout(task, agent, provider, options or RunOptions(), RunFolder(path), places)
+    try:
+        return await _Attempt(run).run()
+    finally:
+        if own is not None:
+            await finish(own.close())
 
 
 @dataclass(slots=True)
@@ -64,7 +72,7 @@ class _Attempt:
     """What kept the rollout from beginning."""
     started_at: datetime = field(default_factory=now)
 
-    async def run(self, places: PlacePool | None) -> TaskResult:
+    async def run(self) -> TaskResult:
         began = time.monotonic()
         run, folder = self.rollout, self.rollout.folder
         config = outputs.saved_config(run)
@@ -72,9 +80,9 @@ class _Attempt:
         self._note("start")
         await folder.make("agent", "verifier", "artifacts")
         await folder.write_json("config.json", config)
-        own = PlacePool(run.agent.tools, keep=0) if places is None else None
+        self._note("environment-start")
         try:
-            await self._roll_out(own or places)
+            self.record = await run.run(str(uuid4()))
         except asyncio.CancelledError:
             self._note("cancel")
             await folder.write_text("trial.log", "\n".join([*self.log, ""]))
@@ -85,14 +93,6 @@ class _Attempt:
         result = self._result(config, time.monotonic() - began)
         await self._write(result)
         return result
-
-    async def _roll_out(self, places: PlacePool | None) -> None:
-        assert places is not None
-        values = self.rollout.backend_values()
-        timeout_s = self.rollout.task.config.environment.build_timeout_sec
-        self._note("environment-start")
-        async with places.use(values, timeout_s) as executor:
-            self.record = await self.rollout.run(executor, str(uuid4()))
 
     # ---- what is left ----
 

@@ -12,6 +12,7 @@ from agentenv.outcomes import Outcome, StopReason
 from agentenv.rollout import RolloutRecord
 from agentenv.runtime import EnvRuntime
 from agentenv.tasks.agents import SessionRequest, TaskAgent
+from agentenv.tasks.errors import TaskError
 from agentenv.tasks.folder import NoFolder
 from agentenv.tasks.options import RunOptions
 from agentenv.tasks.place_pool import PlacePool
@@ -82,12 +83,9 @@ class TaskRuntime(EnvRuntime):
         """One rollout of the item's task. `verifier` and `workspace` are not used."""
         directory = self._find(task.item)
         rollout = self._rollout(directory, self._agent(task), task)
-        timeout_s = directory.config.environment.build_timeout_sec
         try:
-            values = rollout.backend_values(sandboxes=self._sandboxes)
-            async with self._started_places().use(values, timeout_s) as executor:
-                record = await rollout.run(executor, trajectory_id)
-        except BackendError as error:
+            record = await rollout.run(trajectory_id)
+        except (TaskError, BackendError) as error:
             return RolloutRecord(
                 trajectory_id,
                 Outcome.INFRASTRUCTURE_FAILED,
@@ -123,7 +121,10 @@ class TaskRuntime(EnvRuntime):
             max_agent_timeout_s=self.config.rollout_timeout_s,
             max_verifier_timeout_s=self.config.verify_timeout_s,
         )
-        return TaskRollout(directory, agent, self._provider, options, NoFolder())
+        places, sandboxes = self._started_places(), self._sandboxes
+        return TaskRollout(
+            directory, agent, self._provider, options, NoFolder(), places, sandboxes=sandboxes
+        )
 
     def _agent(self, task: Task | None) -> TaskAgent:
         def session(request: SessionRequest) -> Session:

@@ -10,6 +10,7 @@ from agentenv.tasks.templates import resolved
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from agentenv.tasks.directory import StepInput, TaskDirectory
     from agentenv.tasks.folder import RunFolder
@@ -40,6 +41,20 @@ class TaskRun:
     def environ(self) -> Mapping[str, str]:
         """What templates in task.toml are looked up in."""
         return os.environ if self.options.environ is None else self.options.environ
+
+    @property
+    def verifier_dockerfile(self) -> Path | None:
+        """What a separate verifier's own image is built from."""
+        path = self.directory.path / "tests" / "Dockerfile"
+        return path if self.step.verifier.environment is not None and path.is_file() else None
+
+    @property
+    def verifier_owns_tests(self) -> bool:
+        """Whether a separate verifier's image brings its own /tests, so that none are uploaded."""
+        environment = self.step.verifier.environment
+        return environment is not None and (
+            environment.docker_image is not None or self.verifier_dockerfile is not None
+        )
 
     def solution_env(self) -> dict[str, str]:
         """Variables of the oracle's script. Raises `TaskUnsupportedError` for a template of a variable not set."""

@@ -61,7 +61,8 @@ class Judge:
         further = tuple(Artifact(source=source) for source in run.options.artifacts)
         await collection.collect((*run.step.artifacts, *further))
         separate = run.step.verifier.mode == "separate"
-        if not run.options.verify or (run.step.test_script is None and not separate):
+        has_tests = run.step.test_script is not None or run.verifier_owns_tests
+        if not run.options.verify or not has_tests:
             return None
         if not separate:
             return await self._run_tests(run, run.sandbox, owns_tests=False)
@@ -70,7 +71,7 @@ class Judge:
         async with self._open_verifier(run) as sandbox:
             await self._as_new_folders(sandbox)
             await put_back(collection.collected, sandbox)
-            return await self._run_tests(run, sandbox, owns_tests=run.step.test_script is None)
+            return await self._run_tests(run, sandbox, owns_tests=run.verifier_owns_tests)
 
     async def _run_hooks(self, run: TaskRun) -> None:
         for hook in run.step.verifier.collect:

@@ -16,6 +16,7 @@ from agentenv.tasks import (
     run_task,
 )
 from agentenv.tasks.agents import NopHarness
+from agentenv.tasks.results import StepResult
 from tests.agentenv.tasks.task_dirs import CHECKING, LOCAL, SOLVING, write_task
 
 pytestmark = [pytest.mark.sandbox, pytest.mark.slow]
@@ -29,6 +30,21 @@ async def run(task: Path, agent: TaskAgent | None = None, **options) -> TaskResu
         output_dir=task.parent / "out",
         options=RunOptions(**options),
     )
+
+
+def exception_of(result: TaskResult | StepResult) -> str:
+    assert result.exception_info is not None
+    return result.exception_info.exception_type
+
+
+def rewards_of(result: TaskResult | StepResult) -> dict[str, float] | None:
+    assert result.verifier_result is not None
+    return result.verifier_result.rewards
+
+
+def steps_of(result: TaskResult) -> list[StepResult]:
+    assert result.step_results is not None
+    return result.step_results
 
 
 def told(result: TaskResult) -> str:
@@ -78,9 +94,7 @@ async def test_who_does_nothing_scores_nothing(tmp_path):
 async def test_a_task_without_tests_has_no_reward(tmp_path):
     toml = LOCAL.replace('schema_version = "1.4"', 'version = "1.0"')
     result = await run(write_task(tmp_path / "t", toml, tests=None))
-    assert (result.success, result.reward, result.verifier_result) == (False, 0.0, None) or (
-        result.verifier_result.rewards is None
-    )
+    assert (result.success, result.reward, rewards_of(result)) == (False, 0.0, None)
     assert (result.error, result.reward_valid) == (None, False)
 
 
@@ -112,7 +126,7 @@ async def test_the_exit_code_of_the_tests_is_ignored(tmp_path):
 )
 async def test_a_reward_that_is_none_is_the_verifiers_failure(tmp_path, tests, name):
     result = await run(write_task(tmp_path / "t", LOCAL, tests=f"#!/bin/bash\n{tests}\n"))
-    assert result.exception_info.exception_type == name
+    assert exception_of(result) == name
     assert (result.failure_cause, result.should_retry) == (FailureCause.VERIFIER_FAILED, False)
     assert (result.reward, result.reward_valid, result.counts) == (0.0, False, True)
     assert name in told(result)
@@ -121,7 +135,7 @@ async def test_a_reward_that_is_none_is_the_verifiers_failure(tmp_path, tests, n
 async def test_tests_that_hang_are_ended_with_all_they_started(tmp_path):
     tests = "#!/bin/bash\necho begun\nsleep 600 & sleep 600\n"
     result = await run(write_task(tmp_path / "t", LOCAL, tests=tests), verifier_timeout_s=1.0)
-    assert result.exception_info.exception_type == "VerifierTimeoutError"
+    assert exception_of(result) == "VerifierTimeoutError"
     assert (result.output_dir / "verifier/test-stdout.txt").read_text() == "begun\n"
 
 
@@ -141,7 +155,7 @@ async def test_an_agent_whose_time_ran_out_is_judged_all_the_same(tmp_path):
     task = write_task(tmp_path / "t", LOCAL, solution=SOLVING + "sleep 600\n")
     result = await run(task, agent_timeout_s=2.0)
     assert (result.reward, result.success) == (1.0, True)
-    assert result.exception_info.exception_type == "AgentTimeoutError"
+    assert exception_of(result) == "AgentTimeoutError"
     assert (result.failure_cause, result.reward_valid) == (
         FailureCause.AGENT_EXHAUSTED_BUDGET,
         True,
@@ -151,7 +165,7 @@ async def test_an_agent_whose_time_ran_out_is_judged_all_the_same(tmp_path):
 async def test_an_agent_whose_program_failed_is_judged_all_the_same(tmp_path):
     result = await run(write_task(tmp_path / "t", LOCAL, solution=SOLVING + "exit 7\n"))
     assert result.reward == 1.0
-    assert result.exception_info.exception_type == "NonZeroAgentExitCodeError"
+    assert exception_of(result) == "NonZeroAgentExitCodeError"
     assert (result.should_retry, result.reward_valid) == (True, False)
 
 
@@ -177,7 +191,7 @@ async def test_set_up_commands_and_the_health_check_come_before_the_agent(tmp_pa
 )
 async def test_a_sandbox_that_is_not_ready_is_tried_again_and_not_graded(tmp_path, toml, name):
     result = await run(write_task(tmp_path / "t", f"{LOCAL}{toml}\n"))
-    assert result.exception_info.exception_type == name
+    assert exception_of(result) == name
     assert (result.failure_cause, result.should_retry) == (FailureCause.SANDBOX_FAILED, True)
     assert (result.counts, result.reward_valid) == (False, False)
 
@@ -201,18 +215,18 @@ async def test_what_the_backend_cannot_give_is_refused_with_the_reason(tmp_path,
     result = await run(
         write_task(tmp_path / "t", LOCAL.replace(*changes), files), nop_agent(), environ={}
     )
-    assert result.exception_info.exception_type == "TaskUnsupportedError"
-    assert reason in result.error
+    assert exception_of(result) == "TaskUnsupportedError"
+    assert reason in str(result.error)
     assert (result.failure_cause, result.should_retry) == (FailureCause.HARBOR_FAILED, False)
     assert result.counts is False
 
 
 async def test_an_agent_that_lacks_what_the_task_needs_is_refused(tmp_path):
     no_solution = await run(write_task(tmp_path / "a", LOCAL, solution=None))
-    assert "has no solution/solve.sh" in no_solution.error
+    assert "has no solution/solve.sh" in str(no_solution.error)
     goes_on = write_task(tmp_path / "b", LOCAL, {"trajectory.json": "{}"})
     plain = TaskAgent("plain", NopHarness())
-    assert "cannot load" in (await run(goes_on, plain)).error
+    assert "cannot load" in str((await run(goes_on, plain)).error)
     assert (await run(goes_on)).reward == 1.0  # the oracle ignores it
 
 
@@ -352,8 +366,8 @@ async def test_steps_are_judged_one_by_one_and_added_up(tmp_path, strategy, rewa
         tmp_path / "t", toml, files, instruction=None, tests=STEP_TESTS, solution=None
     )
     result = await run(task)
-    assert result.verifier_result.rewards == rewards
-    assert [step.verifier_result.rewards for step in result.step_results] == [
+    assert rewards_of(result) == rewards
+    assert [rewards_of(step) for step in steps_of(result)] == [
         {"reward": 0.5, "style": 1.0},
         {"reward": 1.0},
     ]
@@ -367,8 +381,8 @@ async def test_a_step_below_its_gate_ends_the_run(tmp_path):
         tmp_path / "t", STEPS, files, instruction=None, tests=STEP_TESTS, solution=None
     )
     result = await run(task)
-    assert result.verifier_result.rewards == {"reward": 0.4, "style": 1.0}
-    assert [step.step_name for step in result.step_results] == ["one"]
+    assert rewards_of(result) == {"reward": 0.4, "style": 1.0}
+    assert [step.step_name for step in steps_of(result)] == ["one"]
 
 
 async def test_a_step_that_cannot_be_set_up_ends_the_run_and_is_told(tmp_path):
@@ -377,9 +391,9 @@ async def test_a_step_that_cannot_be_set_up_ends_the_run_and_is_told(tmp_path):
         tmp_path / "t", STEPS, files, instruction=None, tests=STEP_TESTS, solution=None
     )
     result = await run(task)
-    second = result.step_results[1]
+    second = steps_of(result)[1]
     assert (second.step_name, second.verifier_result) == ("two", None)
-    assert second.exception_info.exception_type == "SetupCommandError"
+    assert exception_of(second) == "SetupCommandError"
     assert (result.reward, result.reward_valid) == (1.0, False)
 
 
