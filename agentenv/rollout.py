@@ -111,6 +111,11 @@ class RolloutRecord:
         return self.outcome.trainable and self.result is not None and self.result.total_tokens > 0
 
 
+def cancelled_record(trajectory_id: str) -> RolloutRecord:
+    """The record of a rollout that was withdrawn."""
+    return RolloutRecord(trajectory_id, Outcome.CANCELLED, StopReason.CANCELLED, None, None)
+
+
 @dataclass(frozen=True, slots=True)
 class RolloutLimits:
     """Deadlines in seconds, in rising order: hooks and calls below the rollout's own."""

@@ -40,7 +40,9 @@ from agentenv.cli.sweeps import (
     run_sweep_command,
     run_sweep_report,
 )
+from agentenv.cli.tasks import add_tasks_parser, run_tasks_check
 from agentenv.cli.train_demo import add_train_demo_parser, run_train_demo
+from agentenv.cli.trajectory import add_trajectory_parser, run_trajectory
 from agentenv.cli.trajectory_server import add_api_parser, run_api
 from agentenv.errors import AgentEnvError, ConfigError
 from agentenv.naming import nearest
@@ -59,6 +61,17 @@ _RUNS = {
     "serve": "feed a trainer with scored groups through its trajectory server",
     "executor": "serve the tools and sandboxes to agents in other processes",
 }
+_OTHERS = {
+    "api": run_api,
+    "compare": run_compare,
+    "export": run_export,
+    "report": run_sweep_report,
+    "train-demo": run_train_demo,
+    "tasks": run_tasks_check,
+    "tool-server": run_tool_server,
+    "trajectory": run_trajectory,
+}
+"""Commands that take their options and a console, and no settings."""
 _RUN_DIR_HELP = {
     "process": "where to write (default: a new one below runs/)",
     "serve": "what must outlive this process; name the same one again to go on (default: a new one below runs/)",
@@ -113,17 +126,7 @@ def _dispatch(
         return run_doctor(console)
     if options.command == "cleanup":
         return run_cleanup(options, console)
-    if options.command == "api":
-        return run_api(options, console)
-    if options.command == "train-demo":
-        return run_train_demo(options, console)
-    if options.command == "tool-server":
-        return run_tool_server(options, console)
-    if options.command == "compare":
-        return run_compare(options, console)
-    if options.command == "export":
-        return run_export(options, console)
-    return run_sweep_report(options, console)
+    return _OTHERS[options.command](options, console)
 
 
 def _run_environment(
@@ -268,7 +271,13 @@ def _agentenv_parser() -> argparse.ArgumentParser:
     add_train_demo_parser(chosen)
     add_tool_server_parser(chosen)
     add_api_parser(chosen)
-    for other in (doctor, add_cleanup_parser(chosen), *add_sweep_parsers(chosen)):
+    others = (
+        add_cleanup_parser(chosen),
+        *add_tasks_parser(chosen),
+        *add_trajectory_parser(chosen),
+        *add_sweep_parsers(chosen),
+    )
+    for other in (doctor, *others):
         _verbose(other)
     return parser
 

@@ -67,8 +67,10 @@ class ChatCompletion:
     """The reply as the client wants it back in the next request, see `Message.native`."""
 
     @property
-    def usage(self) -> Usage:
-        """What it took."""
+    def usage(self) -> Usage | None:
+        """What it took; None where the server did not tell."""
+        if not self.prompt_tokens and not self.completion_tokens:
+            return None
         return Usage(self.prompt_tokens, self.completion_tokens, self.cached_tokens, self.cost_usd)
 
 

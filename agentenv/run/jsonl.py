@@ -126,6 +126,13 @@ def _plain(value: Any) -> Any:
     return to_list() if callable(to_list) else repr(value)
 
 
+def loads_strictly(raw: bytes) -> Any:
+    """One JSON value. Raises `ValueError` for what is none, for a key that stands twice in one object, for NaN and for
+    infinities; `RecursionError` for nesting beyond the interpreter's.
+    """
+    return json.loads(raw.decode(), object_pairs_hook=_unique, parse_constant=_refuse)
+
+
 @dataclass(frozen=True, slots=True)
 class Line:
     """A line that is a JSON object."""
@@ -171,7 +178,7 @@ def scan(path: Path) -> Iterator[Line | BadLine]:
 def _read_line(number: int, offset: int, raw: bytes) -> Line | BadLine:
     torn = not raw.endswith(b"\n")
     try:
-        value = json.loads(raw.decode(), object_pairs_hook=_unique, parse_constant=_refuse)
+        value = loads_strictly(raw)
     except (ValueError, RecursionError) as error:
         reason = f"{type(error).__name__}: {error}"
         return BadLine(number, offset, len(raw), "cut short" if torn else reason, torn)

@@ -8,6 +8,7 @@ what it needs, so nobody pays for a backend that is not used.
 
 from __future__ import annotations
 
+import os.path
 from collections.abc import Mapping
 from pathlib import Path  # noqa: TC003 - pydantic reads it
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
@@ -18,6 +19,7 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    SecretStr,
     Tag,
     ValidationError,
     field_validator,
@@ -102,7 +104,40 @@ class PoolConfig(BaseModel):
         )
 
 
-class LocalConfig(PoolConfig):
+class SlotSurroundings(BaseModel):
+    """What commands find beside their workspace, where a backend can give it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    folders: tuple[str, ...] = ()
+    """Absolute paths that every slot has to itself: empty at first, writable, `tmp_mb` each."""
+
+    variables: dict[str, SecretStr] = Field(default={})
+    """Environment variables of every command."""
+
+    @field_validator("folders")
+    @classmethod
+    def _check_folders(cls, folders: tuple[str, ...]) -> tuple[str, ...]:
+        for folder in folders:
+            if not folder.startswith("/") or os.path.normpath(folder) != folder or folder == "/":
+                raise ValueError(f"{folder!r} is no plain absolute path")
+        return folders
+
+    @field_validator("variables")
+    @classmethod
+    def _check_variables(cls, variables: dict[str, SecretStr]) -> dict[str, SecretStr]:
+        for name, value in variables.items():
+            if not name or "=" in name or "\0" in name + value.get_secret_value():
+                raise ValueError(f"{name!r} cannot be an environment variable")
+        return variables
+
+    @property
+    def plain_variables(self) -> dict[str, str]:
+        """The variables with their values, for a host's settings and nothing else."""
+        return {name: value.get_secret_value() for name, value in self.variables.items()}
+
+
+class LocalConfig(PoolConfig, SlotSurroundings):
     """Sandboxes on this machine."""
 
     type: Literal["local"] = "local"
@@ -140,6 +175,11 @@ class LocalConfig(PoolConfig):
                 "isolation 'none' cannot keep commands from the network: set allow_network to true "
                 "to accept that, or use isolation 'bubblewrap'"
             )
+        if self.isolation == "none" and self.folders:
+            raise ValueError(
+                "isolation 'none' has no folders of a slot's own at fixed paths: leave out folders, or use isolation "
+                "'bubblewrap'"
+            )
         return self
 
     def build(self) -> SlotPool:
@@ -150,7 +190,7 @@ class LocalConfig(PoolConfig):
         return SlotPool(LocalProvider(self), self.pool_settings())
 
 
-class DockerConfig(PoolConfig):
+class DockerConfig(PoolConfig, SlotSurroundings):
     """Containers of a Docker engine; each holds `slots` slots."""
 
     type: Literal["docker"] = "docker"
@@ -201,6 +241,13 @@ class DockerConfig(PoolConfig):
     """Commands run as root of the container, with a few capabilities. Every trajectory gets a fresh
     container; needs `slots` 1."""
 
+    workspace: str | None = "/workspace"
+    """Where a slot that has its container to itself works. None: in the image's own working directory, with what lies
+    there; needs `read_only_root` false. (An image that names none, or `/`, gives `/workspace`.)"""
+
+    image_variables: bool = False
+    """Commands get the environment variables of the image too, and not only its PATH."""
+
     memory_mb: int = Field(default=512, ge=64)
     """Memory of the processes of a slot; files in its workspace and `/tmp` come on top."""
 
@@ -243,6 +290,21 @@ class DockerConfig(PoolConfig):
                     f"{name} {str(price).lower()} needs slots 1, and slots is {self.slots}: slots that "
                     "share a container must have nothing else in common that they can write"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _check_surroundings(self) -> Self:
+        if self.slots != 1 and (self.folders or self.workspace != "/workspace"):
+            raise ValueError(
+                f"folders and workspace need slots 1, and slots is {self.slots}: slots that share a container cannot "
+                "have the same path each"
+            )
+        if self.workspace is None and self.read_only_root:
+            raise ValueError(
+                "workspace null is the image's own directory, which cannot be written while read_only_root is true"
+            )
+        if self.workspace is not None:
+            SlotSurroundings(folders=(self.workspace,))
         return self
 
     @model_validator(mode="after")

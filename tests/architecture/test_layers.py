@@ -54,7 +54,18 @@ def test_the_four_source_roots_hold_one_package_each():
 
 def test_importing_the_framework_loads_no_model_library_and_no_extra():
     """They take seconds and a hundred megabytes, which a command or a server that needs none should not pay."""
-    dear = ["transformers", "renderers", "torch", "trl", "wandb", "aiodocker", "mcp", "matplotlib"]
+    dear = [
+        "transformers",
+        "renderers",
+        "torch",
+        "trl",
+        "wandb",
+        "aiodocker",
+        "mcp",
+        "matplotlib",
+        "pydantic_ai",
+        "boto3",
+    ]
     program = (
         f"import sys, json, agentenv; print(json.dumps([m for m in {dear} if m in sys.modules]))"
     )

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from agentenv_backends.results import Recording, Result
     from agentenv_tools.base import Tool
     from agentenv_tools.registry import ToolRegistry
-    from agentenv_tools.schema import ToolCall
+    from agentenv_tools.schema import ToolCall, ToolSchema
     from agentenv_tools.stats import ExecutorStats
 
 logger = logging.getLogger(__name__)
@@ -256,6 +256,10 @@ class ToolExecutor:
         if trajectory.lost is None:
             await self._fetch_recordings(trajectory)
         return trajectory.recordings.recordings()
+
+    def schemas(self) -> list[ToolSchema]:
+        """What a model is to be told of the tools; those of external servers once `start` has connected to them."""
+        return self._registry.schemas()
 
     def stats(self) -> ExecutorStats:
         """The counts as of now."""
