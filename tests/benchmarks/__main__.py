@@ -4,7 +4,7 @@
     --json FILE         the figures for other programs
     --quick             much less of everything: shows that it runs, measures nothing
 
-Sandboxes of other projects are measured beside ours where AGENTENV_BENCH_PEERS names a Python that has them (SWE-ReX),
+Other projects are measured beside ours where AGENTENV_BENCH_PEERS names a Python that has them (SWE-ReX, inspect_ai),
 the trajectory server beside that of Atropos where scripts/atropos-venv.sh has made its virtual environment.
 
 Figures of two runs are not to be compared, their ratios are. Nothing fails because of a figure; the exit status is 1
@@ -38,6 +38,7 @@ from tests.benchmarks import (
     section_slots,
     section_slow,
     section_snapshots,
+    section_sweeps,
     section_terminals,
     section_warm,
 )
@@ -62,6 +63,7 @@ SECTIONS: dict[str, Callable[[Effort], Awaitable[Section]]] = {
     "docker": section_docker.run,
     "containers": section_containers.run,
     "api": section_api.run,
+    "sweeps": section_sweeps.run,
 }
 
 
