@@ -33,7 +33,7 @@ def pressed_keys(on_key: Callable[[str], None]) -> Iterator[None]:
         for key in os.read(descriptor, 64).decode("utf-8", "replace"):
             on_key(key)
 
-    tty.setcbreak(descriptor)
+    tty.setcbreak(descriptor, termios.TCSANOW)
     loop.add_reader(descriptor, read)
     try:
         yield

@@ -67,6 +67,7 @@ _OTHERS = {
     "batch": run_batch,
     "compare": run_compare,
     "export": run_export,
+    "report": run_sweep_report,
     "run": run_run,
     "train-demo": run_train_demo,
     "tasks": run_tasks_check,
@@ -128,9 +129,7 @@ def _dispatch(
         return run_doctor(console)
     if options.command == "cleanup":
         return run_cleanup(options, console)
-    if options.command in _OTHERS:
-        return _OTHERS[options.command](options, console)
-    return run_sweep_report(options, console)
+    return _OTHERS[options.command](options, console)
 
 
 def _run_environment(
@@ -275,8 +274,13 @@ def _agentenv_parser() -> argparse.ArgumentParser:
     add_train_demo_parser(chosen)
     add_tool_server_parser(chosen)
     add_api_parser(chosen)
-    others = (*add_run_parsers(chosen), add_cleanup_parser(chosen), *add_tasks_parser(chosen))
-    others += (*add_sweep_parsers(chosen), *add_trajectory_parser(chosen))
+    others = (
+        *add_run_parsers(chosen),
+        add_cleanup_parser(chosen),
+        *add_tasks_parser(chosen),
+        *add_trajectory_parser(chosen),
+        *add_sweep_parsers(chosen),
+    )
     for other in (doctor, *others):
         _verbose(other)
     return parser

@@ -116,7 +116,7 @@ async def _run(options: argparse.Namespace, console: Console) -> int:
         gate=gate,
     )
     show_header(console, options.task, options.model, options.provider)
-    with _pausing(gate, console):
+    with pausing(gate, console):
         result = await runner.run()
     for line in result_lines(result):
         console.print(line, soft_wrap=True)
@@ -203,7 +203,7 @@ def _pass_at(batch: BatchResult, attempts: int) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _pausing(gate: PauseGate | None, console: Console) -> Iterator[None]:
+def pausing(gate: PauseGate | None, console: Console) -> Iterator[None]:
     """While the block runs, the key p closes and opens the gate. Needs a terminal."""
     if gate is None:
         yield
@@ -219,5 +219,6 @@ def _pausing(gate: PauseGate | None, console: Console) -> Iterator[None]:
             gate.pause()
         console.print("paused; p resumes" if gate.paused else "resumed")
 
+    console.print("p pauses the agent and resumes it")
     with pressed_keys(toggle):
         yield

@@ -12,7 +12,7 @@ from agentenv.rollout import finish
 from agentenv.runner.events import ToldHarness
 from agentenv.runner.results import RunResult
 from agentenv.session import ChatSession
-from agentenv.tasks import TaskAgent, load_task, run_task
+from agentenv.tasks import FailureCause, TaskAgent, load_task, run_task
 from agentenv.types import AgentConfig
 from agentenv_tools.toolsets import build_registry
 
@@ -161,6 +161,6 @@ def run_result(done: TaskResult) -> RunResult:
         trajectory=list(done.trajectory),
         error=done.error,
         output_dir=done.output_dir,
-        counts=done.counts,
+        counts=done.counts and done.failure_cause is not FailureCause.MODEL_PROVIDER_FAILED,
         details=done,
     )

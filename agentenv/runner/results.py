@@ -29,7 +29,8 @@ class RunResult:
     output_dir: Path
     """This run's own folder."""
     counts: bool = True
-    """Whether the run says something of the model: one whose sandbox or provider failed does not."""
+    """Whether the run says something of the model. One whose sandbox or provider failed does not, however often a
+    provider's failures may be counted elsewhere: it is no wrong answer."""
     details: TaskRunResult | None = field(default=None, repr=False, compare=False)
     """All that is in result.json."""
 

@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 
 from agentenv.atif import from_rollout, rollout_images
+from agentenv.atif.recording import recorded
 from agentenv.atif.store import MAX_PENDING, TRAJECTORIES_FILE, Trajectories, TrajectoryLog
 from agentenv.errors import RunDirectoryError
 from agentenv_tools.schema import ToolCall, ToolResult
 from tests.agentenv.atif.records import AGENT, PIXEL, record, step, two_step_record
+from tests.agentenv.cli.cli_env import CliEnv
 
 
 async def written(folder: Path, *records: object) -> Trajectories:
@@ -121,3 +123,38 @@ async def test_a_damaged_entry_is_named(tmp_path: Path):
 def test_a_folder_without_any_says_what_writes_them(tmp_path: Path):
     with pytest.raises(RunDirectoryError, match="record_trajectories"):
         Trajectories(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("setting", "default", "kept"),
+    [(None, True, True), (None, False, False), (True, False, True), (False, True, False)],
+)
+async def test_whether_they_are_kept_is_the_configurations_word_and_else_the_commands(
+    setting: bool | None, default: bool, kept: bool, tmp_path: Path
+):
+    config, servers = CliEnv.config_init()
+    env = CliEnv(config.model_copy(update={"record_trajectories": setting}), servers)
+    async with recorded(env, tmp_path / "run", default=default) as log:
+        assert (log is not None) is kept
+        assert env.runtime.trajectories is log
+    assert env.runtime.trajectories is None
+    assert not (tmp_path / "run").exists(), "without a rollout there is nothing to keep"
+
+
+async def test_a_rollout_that_is_withdrawn_leaves_one_too(tmp_path: Path):
+    config, servers = CliEnv.config_init()
+    env = CliEnv(config.model_copy(update={"latency_s": 3600.0}), servers)
+    async with recorded(env, tmp_path, default=True) as log:
+        await env.setup()
+        running = asyncio.create_task(env.collect_trajectory(0))
+        async with asyncio.timeout(60):
+            while not env.runtime.policy.in_use:  # type: ignore[attr-defined]
+                await asyncio.sleep(0.01)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        await env.shutdown()
+    assert log is not None
+    (entry,) = Trajectories(tmp_path).summaries()
+    assert entry.outcome == "cancelled"
+    assert Trajectories(tmp_path).read(entry.trajectory_id).steps[0].source == "user"
