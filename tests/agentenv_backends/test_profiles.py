@@ -63,7 +63,7 @@ def test_a_profile_that_is_not_there_is_refused_by_name():
     @in_virtual_time
     async def test():
         async with pools(default=FakeProvider(), big=FakeProvider()) as backend:
-            with pytest.raises(CapabilityError, match="no profile 'huge', but default, big"):
+            with pytest.raises(CapabilityError, match="no profile 'huge'; there is: default, big"):
                 await backend.acquire("a", profile="huge")
         async with SlotPool(FakeProvider(), PoolSettings(limits=Limits(1))) as alone:
             with pytest.raises(CapabilityError, match="no profile 'big'"):

@@ -157,7 +157,7 @@ async def test_several_kinds_of_sandboxes_are_one_backend(server: EmulatedModal)
         memory = {each["name"].split("-")[0]: each["memory"][0] for each in server.sandboxes()}
         assert memory == {"default": 2048, "big": 8192}
         assert (usual.workspace_dir, big.workspace_dir) == ("/data/0/workspace", "/workspace")
-        with pytest.raises(CapabilityError, match=r"no profile 'huge', but default, big"):
+        with pytest.raises(CapabilityError, match=r"no profile 'huge'; there is: default, big"):
             await backend.acquire("c", profile="huge")
         await backend.release(usual)
         await backend.release(big)
