@@ -187,8 +187,9 @@ class ToolExecutor:
     def choose_profile(self, trajectory_id: str, profile: str | None) -> None:
         """Say of which kind the slot is to be that the trajectory gets, before it has one; None: the usual.
 
-        Whether there is such a kind, the first call tells: it raises `CapabilityError`.
+        Raises `CapabilityError` when the backend has no such kind.
         """
+        self._slots.check_profile(profile)
         self._trajectory(trajectory_id).profile = profile
 
     async def prepare(self, trajectory_id: str, call: ToolCall) -> None:
