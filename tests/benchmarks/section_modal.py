@@ -99,7 +99,8 @@ async def _plain_sandbox() -> AsyncIterator[Any]:
     import modal
 
     token = os.environ["MODAL_TOKEN_ID"], os.environ["MODAL_TOKEN_SECRET"]
-    client = await modal.Client.from_credentials.aio(*token)
+    sign_in: Any = modal.Client.from_credentials
+    client = await sign_in.aio(*token)
     app = await modal.App.lookup.aio("benchmark", client=client, create_if_missing=True)
     image = modal.Image.from_registry("python:3.12-slim")
     sandbox = await modal.Sandbox.create.aio(
@@ -110,7 +111,7 @@ async def _plain_sandbox() -> AsyncIterator[Any]:
     finally:
         await sandbox.terminate.aio()
         await sandbox.detach.aio()
-        await client.close.aio()  # type: ignore[no-untyped-call]
+        await client.close.aio()
 
 
 @contextmanager

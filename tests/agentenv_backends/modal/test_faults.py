@@ -18,7 +18,7 @@ from agentenv_backends.modal import creation
 from agentenv_backends.requests import ExecRequest
 from agentenv_backends.results import ExecResult
 from tests.agentenv_backends.modal.conftest import Ground, small
-from tests.faults.waiting import eventually
+from tests.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
