@@ -100,7 +100,7 @@ async def _plain_sandbox() -> AsyncIterator[Any]:
 
     token = os.environ["MODAL_TOKEN_ID"], os.environ["MODAL_TOKEN_SECRET"]
     sign_in: Any = modal.Client.from_credentials
-    client = await sign_in.aio(*token)
+    client: Any = await sign_in.aio(*token)
     app = await modal.App.lookup.aio("benchmark", client=client, create_if_missing=True)
     image = modal.Image.from_registry("python:3.12-slim")
     sandbox = await modal.Sandbox.create.aio(
