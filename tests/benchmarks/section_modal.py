@@ -103,7 +103,7 @@ async def _plain_sandbox() -> AsyncIterator[Any]:
     client: Any = await sign_in.aio(*token)
     app = await modal.App.lookup.aio("benchmark", client=client, create_if_missing=True)
     image = modal.Image.from_registry("python:3.12-slim")
-    sandbox = await modal.Sandbox.create.aio(
+    sandbox: Any = await modal.Sandbox.create.aio(
         app=app, image=image, client=client, timeout=3600, block_network=True
     )
     try:
