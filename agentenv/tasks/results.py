@@ -7,7 +7,7 @@ from datetime import datetime  # noqa: TC003 - pydantic reads it
 from pathlib import Path  # noqa: TC003 - pydantic reads it
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_serializer
+from pydantic import BaseModel, ConfigDict, Field
 
 from agentenv.tasks.failures import FailureCause, failure_policy
 
@@ -140,10 +140,6 @@ class TaskResult(_Data):
     """What of the task was not honoured, and what could not be collected."""
     record: RolloutRecord | None = Field(default=None, exclude=True, repr=False)
     """What the rollout left: messages, tokens, recordings. None where it never began. Not in result.json."""
-
-    @field_serializer("trajectory", when_used="json")
-    def _named(self, items: list[TrajectoryItem]) -> list[dict[str, Any]]:
-        return [item._asdict() for item in items]
 
     @property
     def failure_cause(self) -> FailureCause | None:
