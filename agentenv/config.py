@@ -20,6 +20,9 @@ from agentenv.control.staleness import StalenessLimit
 from agentenv_backends.config import BackendConfig  # noqa: TC001 - pydantic reads it
 from agentenv_tools.external.mcp_config import McpServerConfig  # noqa: TC001 - pydantic reads it
 
+_LIFE_MARGIN_S = 60.0
+"""For waiting between the parts of a rollout, and the end of a sandbox that takes a while."""
+
 
 class EvalHandling(StrEnum):
     """What training does while an evaluation runs."""
@@ -212,7 +215,7 @@ class AgentEnvConfig(BaseEnvConfig):
     modal_secrets: str = ""
     """Modal: names of secrets, by comma."""
     modal_env_vars: str = ""
-    """Modal: `K=V;K=V`."""
+    """Modal: `K=V;K=V`. Empty once it is read: the values are in `backend.env_vars`."""
     modal_workspace_base: str = "/data"
     """Modal: folder of the slots."""
 
@@ -247,11 +250,14 @@ class AgentEnvConfig(BaseEnvConfig):
     @model_validator(mode="before")
     @classmethod
     def _map_flat_names(cls, values: Any) -> Any:
-        if isinstance(values, dict) and "backend" not in values:
-            return {**values, "backend": backend_from_flat_names(values)}
-        if isinstance(values, dict):
-            return {**values, "backend": backend_from_flat_names(values, values["backend"])}
-        return values
+        if not isinstance(values, dict):
+            return values
+        mapped = {**values, "backend": backend_from_flat_names(values, values.get("backend"))}
+        if (
+            "modal_env_vars" in mapped
+        ):  # which may be secrets: they are in `backend` now, where they do not show
+            mapped["modal_env_vars"] = ""
+        return mapped
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -261,11 +267,37 @@ class AgentEnvConfig(BaseEnvConfig):
             rollout_timeout_s=self.rollout_timeout_s,
             group_timeout_s=self.group_timeout_s,
         )
+        self._check_lifetime()
         return self
+
+    def _check_lifetime(self) -> None:
+        lifetime_s = getattr(self.backend, "max_lifetime_s", None)
+        if lifetime_s is not None and lifetime_s <= self.trajectory_life_s:
+            raise ValueError(
+                f"backend.max_lifetime_s={lifetime_s:g} must be more than the {self.trajectory_life_s:g} s that one "
+                f"rollout may take (rollout_timeout_s={self.rollout_timeout_s:g}, twice verify_timeout_s="
+                f"{self.verify_timeout_s:g}, and a margin): its sandbox would end under it. Raise the one or lower the "
+                "others"
+            )
+
+    @property
+    def trajectory_life_s(self) -> float:
+        """How long a trajectory may need its sandbox: set-up, agent and verification at their deadlines."""
+        return self.rollout_timeout_s + 2 * self.verify_timeout_s + _LIFE_MARGIN_S
+
+    @property
+    def lasting_backend(self) -> BackendConfig:
+        """The backend's config, told how long a sandbox must still live to take a trajectory where it does not say."""
+        backend = self.backend
+        if getattr(backend, "trajectory_life_s", 0.0) is not None:
+            return backend
+        return backend.model_copy(update={"trajectory_life_s": self.trajectory_life_s})
 
     @property
     def slot_wait_s(self) -> float:
-        """How long a trajectory may wait for a slot: `acquire_timeout_s` if it was set, else the group's deadline."""
+        """How long a trajectory may wait for a slot: the acquire timeout if one was set, else the group's deadline."""
+        if self.backend.type == "modal" and "modal_acquire_timeout" in self.model_fields_set:
+            return self.modal_acquire_timeout
         return (
             self.acquire_timeout_s
             if "acquire_timeout_s" in self.model_fields_set

@@ -63,7 +63,7 @@ class EnvRuntime:
         self.config = config
         self.server_configs = list(server_configs)
         self.tools = tools
-        self.backend = backend or config.backend.build()
+        self.backend = backend or config.lasting_backend.build()
         self.policy = policy or build_policy(self.server_configs)
         self.on_rollout: Callable[[RolloutRecord], None] = lambda record: None
         """Called with every rollout's record, retried ones included."""
@@ -233,6 +233,8 @@ class EnvRuntime:
             )
 
     def _workbench(self, task: Task, trajectory_id: str) -> ExecutorWorkbench:
+        if task.agent.sandbox_profile is not None:
+            self.executor.choose_profile(trajectory_id, task.agent.sandbox_profile)
         return ExecutorWorkbench(self.executor, trajectory_id, working_dir=task.agent.working_dir)
 
     def _check_snapshots(self) -> None:

@@ -78,6 +78,8 @@ class AgentConfig:
     """Pause before each tool call."""
     working_dir: str | None = None
     """Where commands start, relative to the workspace."""
+    sandbox_profile: str | None = None
+    """Kind of sandbox, of those that the backend's config names in `profiles`; None: the default one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -141,6 +141,7 @@ class _NoBackend:
 
     default_timeout_s = 30.0
     grace_s = 5.0
+    profiles = ("default",)
     capabilities = Capabilities(
         isolation="container",
         network_control=True,

@@ -23,6 +23,8 @@ class GrpoConfig(BaseModel):
     """Of AdamW, at the first step."""
     final_rate: float = Field(default=0.1, ge=0, le=1)
     """Share of the learning rate that is left at the last step; it falls along a line."""
+    passes: int = Field(default=1, ge=1)
+    """Steps of the optimizer on each batch, all of it each time."""
     clip_low: float = Field(default=0.2, gt=0, lt=1)
     """The importance ratio is clipped to 1 - clip_low ..."""
     clip_high: float = Field(default=0.2, gt=0)
@@ -45,6 +47,7 @@ class GrpoConfig(BaseModel):
         return LearnerSettings(
             learning_rate=self.learning_rate,
             clip=Clip(self.clip_low, self.clip_high),
+            passes=self.passes,
             max_grad_norm=self.max_grad_norm,
             micro_batch_tokens=self.micro_batch_tokens,
         )

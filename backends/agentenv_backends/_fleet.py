@@ -59,6 +59,10 @@ class FleetHost:
     trouble: str = ""
     """What went wrong last."""
     retry_at: float = -inf
+    retires_at: float = inf
+    """When it has too little life left for another trajectory."""
+    retired: bool = False
+    """It takes no new trajectories, and is ended when it has none."""
     needless_since: float | None = None
     """Since when the pool could do without it."""
 
@@ -86,12 +90,12 @@ class FleetHost:
     @property
     def room(self) -> int:
         """How many more slots may be opened on it."""
-        return 0 if self.worn else self.limits.slots_per_host - len(self.slots)
+        return 0 if self.worn or self.retired else self.limits.slots_per_host - len(self.slots)
 
     @property
     def free(self) -> int:
         """Slots that nobody holds: it has them, or may yet open them."""
-        if self.worn:
+        if self.worn or self.retired:
             return len(self.available)
         held = sum(phase is SlotPhase.HELD for phase in self.slots.values())
         return self.limits.slots_per_host - held
@@ -117,6 +121,10 @@ class Fleet:
         """Hosts that are up."""
         return (host for host in self.hosts.values() if host.phase is HostPhase.LIVE)
 
+    def lasting(self) -> Iterator[FleetHost]:
+        """Hosts that are up and take trajectories."""
+        return (host for host in self.live() if not host.retired)
+
     def count(self, phase: HostPhase) -> int:
         """Hosts in `phase`."""
         return sum(host.phase is phase for host in self.hosts.values())
@@ -135,7 +143,7 @@ class Fleet:
     def launch(self) -> None:
         """Start one more host."""
         self._last_host += 1
-        host = FleetHost(f"h{self._last_host}", self._limits)
+        host = FleetHost(f"{self._limits.host_prefix}h{self._last_host}", self._limits)
         self.hosts[host.host_id] = host
         self.actions.append(LaunchHost(host.host_id))
 

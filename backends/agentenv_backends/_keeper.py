@@ -125,9 +125,13 @@ class HostKeeper:
             await asyncio.wait({task})
 
     async def finish(self, *, stop: Callable[[], None]) -> None:
-        """Cut short what is under way, let `stop` end the hosts, and wait until that is done.
+        """Cut short what is under way, let `stop` end the hosts, wait until that is done, and let go of the provider.
         Bounded.
         """
+        await self._finish_work(stop)
+        await self._close_provider()
+
+    async def _finish_work(self, stop: Callable[[], None]) -> None:
         unfinished = set(self._work)
         stop()
         for task in unfinished:
@@ -139,6 +143,17 @@ class HostKeeper:
             if left:
                 _log.error("gave up on: %s", ", ".join(sorted(task.get_name() for task in left)))
                 return
+
+    async def _close_provider(self) -> None:
+        closing = getattr(self._provider, "close", None)
+        if closing is None:
+            return
+        timeout_s = self._settings.close_timeout_s
+        try:
+            await bounded(closing(), timeout_s, "letting go of what all hosts shared")
+        except Exception as error:  # noqa: BLE001 - no more can be done here; the provider's sweep is the next net
+            unexpected = not isinstance(error, BackendError)
+            _log.warning("something of the backend may be left: %s", error, exc_info=unexpected)
 
     # --- Tasks -----------------------------------------------------------------------------------
 
@@ -159,7 +174,8 @@ class HostKeeper:
         self._hosts[host_id] = live
         host.on_lost(partial(self.lost, host_id))
         host.on_slot_lost(self._on_slot_lost)
-        self._apply(partial(self._scheduler.host_launched, host_id))
+        expires_at = getattr(host, "expires_at", None)
+        self._apply(partial(self._scheduler.host_launched, host_id, expires_at))
         if host_id in self._hosts:
             watch = self._watch(host_id, host)
             live.health = self._spawn(self._work, watch, f"health of host {host_id}")

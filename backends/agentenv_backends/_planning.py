@@ -8,6 +8,9 @@ work. Three things keep the pool from churning:
 * what fails is tried again later and later;
 * what dies though nobody used it is made again later and later, until a slot is handed out again;
 * a host is ended only when the pool could have done without it for `idle_host_s` on end.
+
+A host that is to end by itself before long is retired: others are started in its place, while it goes on
+for the trajectories it has.
 """
 
 from __future__ import annotations
@@ -60,6 +63,22 @@ class Planner:
         at_once = max(waiting - there, 0 if coming else 1)
         self._launch(self._open(waiting + self._ahead() - there, at_once), waiting)
         self._end_needless(waiting)
+        soonest = min((host.retires_at for host in fleet.lasting()), default=inf)
+        self.wake_at = min(self.wake_at, soonest)
+
+    def retire(self) -> None:
+        """Take no more trajectories to hosts whose time has come, and end those that have none.
+
+        Snapshots that lie there go a little earlier than they would; whoever needs one has it made anew.
+        """
+        for host in list(self._fleet.live()):
+            host.retired = host.retired or host.retires_at <= self._clock()
+            if not host.retired:
+                continue
+            for slot_id in list(host.available):
+                self._fleet.discard(host, slot_id, replace=False)
+            if not host.in_use:
+                self._fleet.end(host, "its lifetime is nearly over")
 
     # --- What went well, and what did not --------------------------------------------------------
 
@@ -130,11 +149,11 @@ class Planner:
             return False
         if missing_slots > launching * limits.slots_per_host:
             return True
-        below_minimum = self._fleet.count(HostPhase.LIVE) + launching < limits.min_hosts
+        below_minimum = len(list(self._fleet.lasting())) + launching < limits.min_hosts
         return below_minimum and (waiting > 0 or self._ahead_at <= self._clock())
 
     def _end_needless(self, waiting: int) -> None:
-        live = list(self._fleet.live())
+        live = list(self._fleet.lasting())
         may_end = 0 if waiting else len(live) - self._limits.min_hosts
         spare = sum(host.free for host in live) - self._limits.warm_slots
         for host in reversed(live):

@@ -119,14 +119,22 @@ def possible() -> list[str]:
 
 
 def connects(family: int, address: Any) -> bool:
-    """Whether something answers there."""
-    with socket.socket(family, socket.SOCK_STREAM) as client:
-        client.settimeout(0.5)
-        try:
+    """Whether something answers there. Where no socket can be had, nothing does."""
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as client:
+            client.settimeout(0.5)
             client.connect(address)
-        except OSError:
-            return False
+    except OSError:
+        return False
     return True
+
+
+def interfaces() -> list[str]:
+    """Networks that can be used, but for the loopback: without sockets, none."""
+    try:
+        return [name for _, name in socket.if_nameindex() if name != "lo"]
+    except OSError:
+        return []
 
 
 def readable(path: str) -> str:
@@ -184,7 +192,7 @@ def facts(asked: dict[str, Any]) -> dict[str, Any]:
         or digest(f"/proc/{asked['driver_pid']}/environ") == asked["driver_environment"],
         "host_port": connects(socket.AF_INET, ("127.0.0.1", asked["port"])),
         "abstract_socket": connects(socket.AF_UNIX, "\0" + asked["abstract"]),
-        "interfaces": [name for _, name in socket.if_nameindex() if name != "lo"],
+        "interfaces": interfaces(),
         "open_files": resource.getrlimit(resource.RLIMIT_NOFILE)[1],
         "core_size": resource.getrlimit(resource.RLIMIT_CORE)[1],
     }

@@ -176,15 +176,21 @@ class Scheduler:
 
     # --- Reports from hosts and slots ------------------------------------------------------------
 
-    def host_launched(self, host_id: str) -> None:
-        """A host is up."""
+    def host_launched(self, host_id: str, expires_at: float | None = None) -> None:
+        """A host is up. It will end by itself at `expires_at`, by the clock; None: never."""
         host = self._fleet.hosts[host_id]
+        if expires_at is not None:
+            host.retires_at = expires_at - self.limits.trajectory_life_s
         host.phase = HostPhase.LIVE
         self.counters.launched += 1
         if not self._running:
             self._fleet.end(host, "the backend was stopped")
             return
-        if self.limits.warm_slots:  # whether it opens any is better known before one is needed
+        if host.retires_at <= self._clock():
+            reason = f"it will live shorter than a trajectory may take ({self.limits.trajectory_life_s:g} s)"
+            self._planner.launch_failed(HostStartError(f"host {host_id} is of no use: {reason}"))
+            self._fleet.end(host, reason)
+        elif self.limits.warm_slots:  # whether it opens any is better known before one is needed
             self._fleet.open_slot(host)
         self._plan()
 
@@ -268,7 +274,7 @@ class Scheduler:
             self.counters.quarantined += 1
             host.quarantined += 1
             host.trouble = f"slot {slot_id} could not be closed"
-        elif replace and host.retry_at <= self._clock() and not host.worn:
+        elif replace and host.retry_at <= self._clock() and host.room:
             self._fleet.open_slot(host)
         self._end_if_useless(host)
         self._plan()
@@ -278,6 +284,7 @@ class Scheduler:
     def _plan(self) -> None:
         if not self._running:
             return
+        self._planner.retire()
         while self._waiters and self._fleet.slots(SlotPhase.AVAILABLE):
             self.counters.granted += 1
             self._planner.used()

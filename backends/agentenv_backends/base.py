@@ -113,6 +113,11 @@ class Backend(Protocol):
     grace_s: float
 
     @property
+    def profiles(self) -> Sequence[str]:
+        """Names of the kinds of slots there are, the usual one first. Most backends have one, `default`."""
+        ...
+
+    @property
     def capabilities(self) -> Capabilities:
         """What this backend can do; valid after `start`."""
         ...
@@ -128,8 +133,12 @@ class Backend(Protocol):
         """End every host this backend started. Idempotent; safe to call when `start` failed."""
         ...
 
-    async def acquire(self, trajectory_id: str, *, timeout_s: float | None = None) -> Slot:
-        """Take a slot, first come first served.
+    async def acquire(
+        self, trajectory_id: str, *, timeout_s: float | None = None, profile: str | None = None
+    ) -> Slot:
+        """Take a slot, first come first served. `profile`: of which kind, where there are several; None: the usual.
+
+        Raises `CapabilityError` when there is no such profile.
 
         Raises `AcquireTimeoutError` after `timeout_s` (None: the backend's configured `acquire_timeout_s`), or
         another `InfrastructureError` when no host can be had. Cancelling the wait leaks nothing.

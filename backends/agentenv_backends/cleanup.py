@@ -53,16 +53,22 @@ async def clean_up(
 async def _sweep(backend: str, *, remove: bool, images: bool) -> Swept:
     try:
         async with asyncio.timeout(_TIMEOUT_S):
-            provider = _PROVIDERS[backend]()
-            found = await provider.sweep(remove=remove)
-            clear_cache = getattr(provider, "clear_cache", None) if images else None
-            if clear_cache is not None:
-                found += await clear_cache(remove=remove)
-            return Swept(backend, found)
+            return Swept(backend, await _found(_PROVIDERS[backend](), remove=remove, images=images))
     except TimeoutError:
         return Swept(backend, skipped=f"looking took over {_TIMEOUT_S:g} s")
     except BackendError as error:
         return Swept(backend, skipped=str(error))
+
+
+async def _found(provider: HostProvider, *, remove: bool, images: bool) -> tuple[Leftover, ...]:
+    try:
+        found = await provider.sweep(remove=remove)
+        clear_cache = getattr(provider, "clear_cache", None) if images else None
+        return found + await clear_cache(remove=remove) if clear_cache is not None else found
+    finally:
+        close = getattr(provider, "close", None)
+        if close is not None:
+            await close()
 
 
 def _local() -> HostProvider:
@@ -84,6 +90,29 @@ def _docker() -> HostProvider:
     return DockerProvider(DockerConfig())
 
 
-_PROVIDERS: dict[str, Callable[[], HostProvider]] = {"local": _local, "docker": _docker}
+def _nomad() -> HostProvider:
+    from agentenv_backends.config import NomadConfig  # noqa: PLC0415 - when needed
+    from agentenv_backends.nomad.provider import NomadProvider  # noqa: PLC0415 - when needed
+
+    return NomadProvider(NomadConfig())
+
+
+def _modal() -> HostProvider:
+    from agentenv_backends.config import ModalConfig  # noqa: PLC0415 - when needed
+    from agentenv_backends.config.pool import needs_extra  # noqa: PLC0415 - when needed
+
+    try:
+        from agentenv_backends.modal.provider import ModalProvider  # noqa: PLC0415 - an extra
+    except ModuleNotFoundError as error:
+        raise needs_extra("modal", error.name) from error
+    return ModalProvider(ModalConfig())
+
+
+_PROVIDERS: dict[str, Callable[[], HostProvider]] = {
+    "local": _local,
+    "docker": _docker,
+    "nomad": _nomad,
+    "modal": _modal,
+}
 BACKENDS = tuple(_PROVIDERS)
 """Those that can be cleaned up."""

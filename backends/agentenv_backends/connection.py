@@ -97,6 +97,8 @@ class HostConnection(SnapshotCalls, asyncio.Protocol):
         self.host_id = host_id
         self.facts: HostFacts | None = None
         """What is in force in this host's slots; set once connected."""
+        self.expires_at: float | None = None
+        """When it will be ended, by the loop's clock, whatever goes on in it; None: never."""
         self._grace_s = grace_s
         self._goodbye_s = goodbye_s
         """How long the host may take to end itself when asked to; 0: `on_close` ends it unasked."""

@@ -13,7 +13,7 @@
         │   └── SlotExhaustedError  ... because what ran in it used up the slot's own memory limit: that is the
         │                           doing of whoever ran it, which is not always the infrastructure
         ├── AcquireTimeoutError     no slot came free before the deadline                (TimeoutError)
-        ├── EngineError             a container engine did not do what it was asked to
+        ├── EngineError             a container engine, or a cluster's control plane, did not do what it was asked to
         └── SandboxTimeoutError     the sandbox did not answer, though the command's own deadline had
                                     passed                                               (TimeoutError)
 
@@ -74,7 +74,10 @@ class AcquireTimeoutError(InfrastructureError, TimeoutError):
 
 
 class EngineError(InfrastructureError):
-    """A container engine did not do what it was asked to. The message names the engine, the call and the reason."""
+    """A container engine, or a cluster's control plane, did not do what it was asked to.
+
+    The message names it, the call and the reason.
+    """
 
     def __init__(self, message: str, *, status: int = 0, transient: bool = False) -> None:
         super().__init__(message)

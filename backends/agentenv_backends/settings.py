@@ -23,6 +23,11 @@ class Limits:
     idle_host_s: float = 60.0
     """A host above `min_hosts` is ended when neither trajectories nor `warm_slots` needed it for
     this long."""
+    trajectory_life_s: float = 0.0
+    """A host that will live shorter than this gets no new trajectories, and is ended when it has none. It goes on for
+    those it has."""
+    host_prefix: str = ""
+    """What names of hosts begin with: pools that are used as one backend have one each."""
     launch_attempts: int = 3
     """Launches that may fail one after another before the pool gives up on behalf of everyone who
     waits."""

@@ -121,6 +121,8 @@ async def test_a_backend_that_is_not_there_is_skipped_with_the_reason(
 
     monkeypatch.setitem(cleanup._PROVIDERS, "docker", NoEngine)
     monkeypatch.setitem(cleanup._PROVIDERS, "local", FakeProvider)
+    for name in ("nomad", "modal"):
+        monkeypatch.delitem(cleanup._PROVIDERS, name)
     assert await clean_up() == [
         Swept("local"),
         Swept("docker", skipped="the engine does not answer"),
@@ -151,6 +153,6 @@ async def test_without_its_library_the_docker_backend_is_skipped(
 
 
 async def test_a_name_that_is_none_is_refused() -> None:
-    assert BACKENDS == ("local", "docker")
-    with pytest.raises(BackendConfigError, match=r"nomad.*there is: local, docker"):
-        await clean_up(["nomad"])
+    assert BACKENDS == ("local", "docker", "nomad", "modal")
+    with pytest.raises(BackendConfigError, match=r"submarine.*there is: local, docker"):
+        await clean_up(["submarine"])

@@ -23,7 +23,10 @@ def test_local_is_what_one_gets_without_asking():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"type": "submarine"}, "type 'submarine' is not offered; there is: docker, local"),
+        (
+            {"type": "submarine"},
+            "type 'submarine' is not offered; there is: docker, local, modal, nomad",
+        ),
         ({"slotz": 8}, r"backend\.slotz = 8: Extra inputs"),
         ({"slots": 0}, r"backend\.slots = 0: .*greater than or equal to 1"),
         ({"min_hosts": 3}, "min_hosts is 3, above max_hosts, which is 1"),
@@ -46,7 +49,7 @@ def test_it_can_be_a_field_of_another_config():
 
     assert Outer.model_validate({"backend": {"slots": 2}}).backend.slots == 2
     with pytest.raises(
-        ValidationError, match="'submarine' is not offered; there is: docker, local"
+        ValidationError, match="'submarine' is not offered; there is: docker, local, modal, nomad"
     ):
         Outer.model_validate({"backend": {"type": "submarine"}})
 

@@ -578,3 +578,33 @@ async def test_a_hundred_thousand_acquires_cancelled_at_random_give_every_permit
         slots = await asyncio.gather(*(pool.acquire(f"all{n}", timeout_s=5) for n in range(16)))
         assert len({slot.slot_id for slot in slots}) == 16
         assert pool.stats().waiting == 0
+
+
+class SharingProvider(FakeProvider):
+    """Its hosts have something in common."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.left_at_close = []
+
+    async def close(self):
+        self.left_at_close.append(set(self.live))
+
+
+@in_virtual_time
+async def test_what_all_hosts_share_is_let_go_of_after_the_last_of_them():
+    provider = SharingProvider()
+    async with fake_pool(provider=provider, slots=1, max_hosts=2) as pool:
+        await asyncio.gather(pool.acquire("a"), pool.acquire("b"))
+        assert len(provider.live) == 2
+    assert provider.left_at_close == [set()]
+
+
+@in_virtual_time
+async def test_what_all_hosts_share_is_let_go_of_when_the_start_failed():
+    provider = SharingProvider()
+    provider.fail_launches = [HostStartError("no host today")] * 9
+    pool = fake_pool(provider=provider)
+    with pytest.raises(HostStartError):
+        await pool.start()
+    assert provider.left_at_close == [set()]

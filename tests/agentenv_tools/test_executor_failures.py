@@ -116,7 +116,9 @@ class OddPool(SlotPool):
         if method == self._broken:
             await asyncio.get_running_loop().create_future()
 
-    async def acquire(self, trajectory_id: str, *, timeout_s: float | None = None) -> Slot:
+    async def acquire(
+        self, trajectory_id: str, *, timeout_s: float | None = None, profile: str | None = None
+    ) -> Slot:
         await self._misbehave("acquire")
         return await super().acquire(trajectory_id, timeout_s=timeout_s)
 

@@ -62,6 +62,7 @@ def test_importing_the_framework_loads_no_model_library_and_no_extra():
         "wandb",
         "aiodocker",
         "mcp",
+        "modal",
         "matplotlib",
         "pydantic_ai",
         "boto3",

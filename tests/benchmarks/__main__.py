@@ -34,6 +34,7 @@ from tests.benchmarks import (
     section_groups,
     section_memory,
     section_mix,
+    section_modal,
     section_setup,
     section_slots,
     section_slow,
@@ -62,6 +63,7 @@ SECTIONS: dict[str, Callable[[Effort], Awaitable[Section]]] = {
     "groups": section_groups.run,
     "docker": section_docker.run,
     "containers": section_containers.run,
+    "modal": section_modal.run,
     "api": section_api.run,
     "sweeps": section_sweeps.run,
 }

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import aiodocker
 
-from agentenv_backends.docker.owners import OWNER_LABEL, Owner
-from tests.faults.process_tree import processor_time
+from agentenv_backends._owner import Owner
+from agentenv_backends.docker.owners import OWNER_LABEL
+from tests.processes import processor_time
 
 if TYPE_CHECKING:
     from tests.benchmarks.figures import Load

@@ -34,7 +34,8 @@ async def main(backends: list[dict[str, Any]]) -> None:
 async def _started(settings: dict[str, Any], stack: AsyncExitStack) -> tuple[ToolExecutor, int]:
     """An executor over a backend, and how many slots that has."""
     config = parse_backend_config({"acquire_timeout_s": 120} | settings)
-    backend = await stack.enter_async_context(config.build())
+    backend = config.build()
+    await stack.enter_async_context(backend)
     return ToolExecutor(backend, build_registry()), config.slots * config.max_hosts
 
 

@@ -18,14 +18,15 @@ from typing import TYPE_CHECKING, Any
 
 import aiodocker
 
+from agentenv_backends._owner import Owner
 from agentenv_backends.config import DockerConfig
-from agentenv_backends.docker.owners import OWNER_LABEL, Owner
+from agentenv_backends.docker.owners import OWNER_LABEL
 from agentenv_backends.docker.provider import DockerProvider
 from agentenv_backends.pool import SlotPool
 from tests.agentenv_backends.docker.stalling import stalling_way
 from tests.docker_engine import DOCKER
-from tests.faults.process_tree import Process
 from tests.faults.programs import ROOT
+from tests.processes import Process
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 from agentenv_backends.errors import (
     AcquireTimeoutError,
     BackendError,
+    CapabilityError,
     InfrastructureError,
     SandboxTimeoutError,
 )
@@ -63,6 +64,12 @@ class SlotKeeper:
         check_tools(self._registry, self._backend.capabilities)
         self._checked = True
 
+    def check_profile(self, profile: str | None) -> None:
+        """Raise `CapabilityError` unless the backend has slots of that kind."""
+        offered = self._backend.profiles
+        if profile is not None and profile not in offered:
+            raise CapabilityError(f"no profile {profile!r}; there is: {', '.join(offered)}")
+
     async def acquire(self, trajectory: Trajectory) -> float:
         """Make sure the trajectory has a slot; returns the seconds this caller waited for it.
 
@@ -78,7 +85,7 @@ class SlotKeeper:
             started = asyncio.get_running_loop().time()
             self._counters.waiting += 1
             try:
-                trajectory.slot = await self._acquire_in_time(trajectory.trajectory_id)
+                trajectory.slot = await self._acquire_in_time(trajectory)
             finally:
                 waited = asyncio.get_running_loop().time() - started
                 self._counters.waiting -= 1
@@ -154,11 +161,12 @@ class SlotKeeper:
                 exc_info=True,
             )
 
-    async def _acquire_in_time(self, trajectory_id: str) -> Slot:
-        limit = self._config.acquire_timeout_s
+    async def _acquire_in_time(self, trajectory: Trajectory) -> Slot:
+        limit, trajectory_id = self._config.acquire_timeout_s, trajectory.trajectory_id
+        kind = {} if trajectory.profile is None else {"profile": trajectory.profile}
         try:
             async with asyncio.timeout(None if limit is None else limit + _SLACK_S):
-                return await self._backend.acquire(trajectory_id, timeout_s=limit)
+                return await self._backend.acquire(trajectory_id, timeout_s=limit, **kind)
         except BackendError:
             raise
         except TimeoutError as error:

@@ -22,6 +22,7 @@ class Trajectory:
     __slots__ = (
         "acquiring",
         "lost",
+        "profile",
         "recordings",
         "released",
         "slot",
@@ -33,6 +34,8 @@ class Trajectory:
     def __init__(self, trajectory_id: str) -> None:
         self.trajectory_id = trajectory_id
         self.slot: Slot | None = None
+        self.profile: str | None = None
+        """Kind of slot it is to get; None: the usual one."""
         self.lost: InfrastructureError | None = None
         self.released = False
         self.recordings: RecordingBook | None = None

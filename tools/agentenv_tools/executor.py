@@ -184,6 +184,14 @@ class ToolExecutor:
             counters.latency_s += asyncio.get_running_loop().time() - started
         return replace(result, uniq_id=call.uniq_id)
 
+    def choose_profile(self, trajectory_id: str, profile: str | None) -> None:
+        """Say of which kind the slot is to be that the trajectory gets, before it has one; None: the usual.
+
+        Raises `CapabilityError` when the backend has no such kind.
+        """
+        self._slots.check_profile(profile)
+        self._trajectory(trajectory_id).profile = profile
+
     async def prepare(self, trajectory_id: str, call: ToolCall) -> None:
         """Have what `call` will need: the trajectory's slot, or its session with an external server.
 

@@ -120,6 +120,7 @@ class NullBackend:
 
     default_timeout_s = 30.0
     grace_s = 5.0
+    profiles = ("default",)
     capabilities = Capabilities("none", False, False, False, False)
     _answer = exec_result()
 
@@ -129,7 +130,9 @@ class NullBackend:
     async def stop(self, *, purge: bool = False) -> None:
         """See `Backend.stop`."""
 
-    async def acquire(self, trajectory_id: str, *, timeout_s: float | None = None) -> Slot:
+    async def acquire(
+        self, trajectory_id: str, *, timeout_s: float | None = None, profile: str | None = None
+    ) -> Slot:
         """See `Backend.acquire`. There is always a slot."""
         return Slot(trajectory_id, "null", trajectory_id=trajectory_id)
 

@@ -7,11 +7,13 @@ from __future__ import annotations
 from agentenv_backends.sandboxd.packing import sandboxd_zipapp
 
 _BOOT = """
-import os, sys
+import os, select, sys
 if sys.version_info < (3, 8):
     sys.exit("Python %d.%d is too old: the sandbox server needs 3.8 or newer" % sys.version_info[:2])
 def take(size):
     while size:
+        if not select.select([0], [], [], 60)[0]:
+            sys.exit("the driver did not send the sandbox server")
         piece = os.read(0, min(size, 65536))
         if not piece:
             sys.exit("the driver went before it had sent the sandbox server")

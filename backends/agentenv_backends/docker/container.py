@@ -65,6 +65,9 @@ class Container:
         Whether or not that works, `remove` has to be called in the end; the connection's `close` does it.
         """
         connection = HostConnection(host_id, grace_s=_GRACE_S, goodbye_s=0, on_close=self.remove)
+        if settings.max_lifetime_s is not None:
+            now = asyncio.get_running_loop().time()
+            connection.expires_at = now + settings.max_lifetime_s
         how_it_ended = partial(self._engine.how_it_ended, self.name)
         self._stream = stream = AttachedStream(connection, how_it_ended)
         self._creating = asyncio.create_task(self._engine.create(self.name, options))

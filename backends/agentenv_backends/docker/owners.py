@@ -1,22 +1,17 @@
 """Whose a container is, as its labels tell, what is a leftover, and the sweep that removes those.
 
-An owner is a driver: a process, told apart from all others by boot, pid namespace, pid and start time. Only from
-inside the same boot and pid namespace can one say that a driver is dead; everybody else's containers are left alone
-until they have expired.
+An owner is a driver. Containers of one that is not certainly dead are left alone until they have expired.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import time
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
+from agentenv_backends._owner import Owner
 from agentenv_backends.errors import EngineError
 from agentenv_backends.host import Leftover
-from agentenv_backends.sandboxd import leftovers
 
 if TYPE_CHECKING:
     from agentenv_backends.docker.engine import ContainerEntry, Engine
@@ -29,47 +24,6 @@ EXPIRES_LABEL = "agentenv.expires"
 STALE_S = 600.0
 """A container that does not run is somebody's launch or removal for at most so long, and then a leftover."""
 _IDLE_STATES = frozenset({"created", "exited", "dead"})
-
-
-@dataclass(frozen=True, slots=True)
-class Owner:
-    """A driver."""
-
-    boot: str
-    pid_namespace: int
-    pid: int
-    start_time: int
-
-    @classmethod
-    def me(cls) -> Self:
-        """This process."""
-        process = leftovers.owner_of_this_process()
-        return cls(*_here(), process.pid, process.start_time)
-
-    @classmethod
-    def read(cls, label: str) -> Self | None:
-        """The owner that a label names; None when it names none."""
-        try:
-            boot, namespace, pid, start_time = label.split(":")
-            return cls(boot, int(namespace), int(pid), int(start_time))
-        except ValueError:
-            return None
-
-    def label(self) -> str:
-        """As a label's value."""
-        return f"{self.boot}:{self.pid_namespace}:{self.pid}:{self.start_time}"
-
-    def is_dead(self) -> bool:
-        """Whether it is certain that this driver is no more."""
-        if (self.boot, self.pid_namespace) != _here():
-            return False
-        return not leftovers.Owner(self.pid, self.start_time).is_alive()
-
-    def __str__(self) -> str:
-        here = (
-            "" if (self.boot, self.pid_namespace) == _here() else " of another machine or container"
-        )
-        return f"process {self.pid}{here}"
 
 
 def labels(run: str, owner: Owner, expires: float) -> dict[str, str]:
@@ -118,8 +72,3 @@ async def _removed(engine: Engine, name: str) -> bool:
         _log.warning("a container of a dead run stays: %s", error)
         return False
     return True
-
-
-def _here() -> tuple[str, int]:
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    return boot, os.stat("/proc/self/ns/pid").st_ino  # noqa: PTH116 - a link that leads to no path

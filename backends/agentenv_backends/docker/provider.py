@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from agentenv_backends._aio import finish
+from agentenv_backends._owner import Owner
 from agentenv_backends._uids import RANGE_SIZE, UidRange, claim_uid_range
 from agentenv_backends.allow_list import AllowList
 from agentenv_backends.docker import examination, owners, workspaces
@@ -120,7 +121,7 @@ class DockerProvider:
         name = f"agentenv-{run_id}-{secrets.token_hex(3)}"
         self.container_names[host_id] = name
         expires = time.time() + ground.clock_offset_s + config.max_lifetime_s + _EXPIRY_MARGIN_S
-        labels = owners.labels(self._run, owners.Owner.me(), expires)
+        labels = owners.labels(self._run, Owner.me(), expires)
         allowed = AllowList(config.network_allow_list) if config.network_allow_list else None
         container = Container(engine, name, uids, allowed)
         try:

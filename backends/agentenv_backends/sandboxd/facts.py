@@ -62,7 +62,7 @@ def probe(launcher: Launcher) -> HostFacts:
     if launcher.confined:
         _check(report, host_uid, allow_network=launcher.settings.allow_network)
     elif process.parts.home is not None:
-        _check_user(report, process.parts.home, allow_network=launcher.settings.allow_network)
+        _check_user(report, process.parts.home, launcher.settings)
     copies = "reflink" if launcher.clones_in else "copy"
     facts = _facts(launcher, dict(report, snapshot="overlay" if launcher.mounter else copies))
     _check_required(facts, launcher.settings.require)
@@ -126,13 +126,15 @@ def _check(report: Dict[str, Any], host_uid: int, *, allow_network: bool) -> Non
     _refuse_without(wanted)
 
 
-def _check_user(report: Dict[str, Any], home: SlotHome, *, allow_network: bool) -> None:
-    if report["interfaces"] and not allow_network:
+def _check_user(report: Dict[str, Any], home: SlotHome, settings: HostSettings) -> None:
+    kept_out = settings.refuse_sockets or settings.network_kept_shut
+    if report["interfaces"] and not (settings.allow_network or kept_out):
         raise HostError(
             "allow_network is false, but this container has a network, which slots that are users cannot be kept "
             "from: start it without one (docker run --network none), or set allow_network"
         )
     wanted = {
+        "a filter against sockets": not (settings.refuse_sockets and report["sockets"]),
         "identities of their own": report["ids"] == [home.keeper, home.uid, home.keeper],
         "no_new_privs": report["no_new_privs"],
         "an empty capability set": report["no_capabilities"] or not home.uid,
@@ -188,6 +190,7 @@ def _facts(launcher: Launcher, report: Dict[str, Any]) -> HostFacts:
         "sysctl_readonly": not report["sysctl_writable"],
         "root_readonly": report["root_readonly"],
         "network": "none" if isolated and not settings.allow_network else "host",
+        "loopback": not (launcher.users is not None and settings.refuse_sockets),
         "cgroup": "v%d" % version if version else "",
         "controllers": tuple(launcher.cgroups.controllers) if launcher.cgroups else (),
         "snapshot": report["snapshot"],
@@ -269,4 +272,6 @@ def _given_up_by_users(known: Dict[str, Any]) -> List[str]:
         lost.append("No system call filter is set.")
     if known["network"] == "host":
         lost.append("Commands reach the container's network.")
+    if not known["loopback"]:
+        lost.append("Commands get no sockets but Unix ones: nothing can listen on the loopback.")
     return lost

@@ -206,16 +206,17 @@ class Launcher:
         return SlotParts(uid, group, folder, home)
 
     def _give_back(self, parts: SlotParts) -> None:
-        if parts.uid is not None:
-            self._free_uids.append(parts.uid)
         if parts.group is not None:
             parts.group.remove()
+        if parts.uid is not None:
+            self._free_uids.append(parts.uid)
         if parts.folder:
             remove_tree(parts.folder)
 
     def _setup_header(self, process: SlotProcess, *, report: bool) -> bytes:
         settings, home = self.settings, process.parts.home
         env = {
+            **_inherited(settings),
             "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             "HOME": process.workspace,
             "TMPDIR": process.tmp,
@@ -269,7 +270,8 @@ class Launcher:
             os.chdir("/")
             os.umask(0o022)
             if parts.home is not None:
-                seccomp.install(seccomp.filter_program(init=os.getpid()))
+                sockets = not self.settings.refuse_sockets
+                seccomp.install(seccomp.filter_program(init=os.getpid(), sockets=sockets))
             os.execve(program[0], program, {})  # noqa: S606
         except BaseException as error:  # noqa: BLE001 - the child of a fork has nobody to raise to
             os.write(2, ("cannot start a slot: %r" % error).encode("utf-8", "replace"))
@@ -322,6 +324,16 @@ class Launcher:
         real = os.path.realpath(path)
         roots = ("/usr", *self.settings.readonly_paths)
         return any(real.startswith(root.rstrip("/") + "/") for root in roots)
+
+
+def _inherited(settings: HostSettings) -> Dict[str, str]:
+    if not settings.inherit_env:
+        return {}
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(settings.hidden_env or ("\0",))
+    }
 
 
 def _proxy_variables(url: str) -> Dict[str, str]:

@@ -89,6 +89,9 @@ PRIORITY_CALLS: Dict[str, Tuple[Tuple[int, int], Optional[int]]] = {
 }
 """Calls that can slow another process of the same user down, such as the slot's init."""
 
+_SOCKET = (41, 198)
+_AF_UNIX = 1
+
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
 _NEW_NAMESPACE = 0x7E020000  # CLONE_NEWNS | NEWCGROUP | NEWUTS | NEWIPC | NEWUSER | NEWPID | NEWNET
 _X32_BIT = 0x40000000
@@ -122,11 +125,11 @@ class UnsupportedMachineError(Exception):
     """No filter is known for this machine's architecture."""
 
 
-def filter_program(machine: str = "", *, init: int = 1) -> bytes:
+def filter_program(machine: str = "", *, init: int = 1, sockets: bool = True) -> bytes:
     """The filter as an array of `struct sock_filter`, for the given machine or this one.
 
     `init` is the slot's first process as its commands see it: they must not slow it down, or it would miss deadlines
-    that are theirs. Raises `UnsupportedMachineError`.
+    that are theirs. Without `sockets` they get none but Unix ones. Raises `UnsupportedMachineError`.
     """
     machine = machine or platform.machine()
     if machine not in _ARCHITECTURES:
@@ -153,6 +156,9 @@ def filter_program(machine: str = "", *, init: int = 1) -> bytes:
     )
     # Limits of another process (the slot's init) are nobody's to change.
     program.refuse_argument(architecture.prlimit64, 0, [], unless=(_JUMP_EQUAL, 0))
+    if not sockets:
+        number = _SOCKET[architecture.column]
+        program.refuse_argument(number, 0, [], unless=(_JUMP_EQUAL, _AF_UNIX))
     for numbers_of, kind in PRIORITY_CALLS.values():
         target = [(_JUMP_EQUAL, init)]
         number = numbers_of[architecture.column]

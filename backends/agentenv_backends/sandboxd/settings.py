@@ -29,6 +29,11 @@ class HostSettings:
     cpus: Optional[float] = None
     open_files: int = 1024
     allow_network: bool = False
+    refuse_sockets: bool = False
+    """For isolation `user` without `allow_network` in a container that has a network, which the driver comes by: no
+    command gets a socket, not even one for the loopback, but Unix ones."""
+    network_kept_shut: bool = False
+    """Who runs the host keeps commands from its network, whatever interfaces it has: none is missed then."""
     proxy: str = ""
     """URL of the proxy that commands are told to use; empty: none."""
     uid_base: int = 200_000
@@ -54,6 +59,10 @@ class HostSettings:
     """Folders of the host that slots may read, at the same place."""
     require: Tuple[str, ...] = ()
     """Limits (of `REQUIREMENTS`) without which the host refuses to start rather than say so in its facts."""
+    inherit_env: bool = False
+    """Commands find the host's own environment in theirs, below what every slot has."""
+    hidden_env: Tuple[str, ...] = ()
+    """Beginnings of the names of variables that are not passed on."""
     lease_s: float = 60.0
     """The host ends itself when it has heard nothing for so long."""
     max_lifetime_s: Optional[float] = None
@@ -108,6 +117,8 @@ class HostSettings:
             set(paths)
         ) < len(paths):
             raise ValueError("folders: %r; none may lie in another" % (paths,))
+        if self.refuse_sockets and (self.isolation not in ("user", "auto") or self.allow_network):
+            raise ValueError("refuse_sockets is for isolation user without allow_network")
         if self.run_as_root and (self.isolation != "user" or len(self.slot_folders) != 1):
             raise ValueError("run_as_root is for isolation user with one pair of slot_folders")
 
@@ -148,6 +159,8 @@ class HostFacts:
     root_readonly: bool = False
     network: str = "host"
     """`none` or `host`."""
+    loopback: bool = True
+    """Whether commands may talk to each other by addresses of their own machine."""
     cgroup: str = ""
     """`v1`, `v2` or empty."""
     controllers: Tuple[str, ...] = ()

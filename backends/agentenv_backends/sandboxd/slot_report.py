@@ -25,6 +25,7 @@ def report(workspace: str, path: str) -> Dict[str, Any]:
         "no_new_privs": status.get("NoNewPrivs") == "1",
         "no_capabilities": int(status.get("CapEff", "1"), 16) == 0,
         "interfaces": _interfaces(),
+        "sockets": _gets_sockets(),
         "sysctl_writable": any(os.access(path, os.W_OK) for path in _WATCHED),
         "root_readonly": bool(os.statvfs("/").f_flag & os.ST_RDONLY),
         "dev_readonly": bool(os.statvfs("/dev").f_flag & os.ST_RDONLY),
@@ -33,6 +34,16 @@ def report(workspace: str, path: str) -> Dict[str, Any]:
         "bash": find_program("bash", path),
         "tmux": find_program("tmux", path),
     }
+
+
+def _gets_sockets() -> bool:
+    import _socket  # noqa: PLC0415 - one slot of a host needs it
+
+    try:
+        _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM, 0).close()
+    except OSError:
+        return False
+    return True
 
 
 def _read(path: str) -> str:

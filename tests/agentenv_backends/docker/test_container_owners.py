@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 
+from agentenv_backends._owner import Owner
 from agentenv_backends.docker import owners
 from agentenv_backends.docker.containers import create_options
 from agentenv_backends.docker.engine import Engine
@@ -23,6 +24,7 @@ from tests.agentenv_backends.docker.real import (
     start_driver,
 )
 from tests.docker_engine import IMAGE, needs_engine
+from tests.waiting import WITHIN_S
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow, needs_engine]
 
@@ -34,7 +36,7 @@ async def test_whatever_ends_the_driver_ends_its_containers(end):
         assert len(names) == 2
         assert names <= await existing()
         driver.send_signal(end)
-        await asyncio.to_thread(driver.wait, 30)
+        await asyncio.to_thread(driver.wait, WITHIN_S)
 
         async def gone():
             return not names & await existing()
@@ -62,7 +64,7 @@ async def test_two_drivers_side_by_side_leave_each_other_alone(ground):
 async def test_a_sweep_finds_what_a_dead_driver_had_created_and_not_started():
     dead = subprocess.Popen(["sleep", "60"])
     started = leftovers.start_time(dead.pid) or 0
-    owner = replace(owners.Owner.me(), pid=dead.pid, start_time=started)
+    owner = replace(Owner.me(), pid=dead.pid, start_time=started)
     name = f"agentenv-dead-{os.getpid()}"
     config = small()
     async with Engine() as engine:

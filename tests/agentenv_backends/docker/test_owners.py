@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import pytest
 
+from agentenv_backends._owner import Owner
 from agentenv_backends.docker.engine import ContainerEntry
 from agentenv_backends.docker.owners import (
     EXPIRES_LABEL,
     OWNER_LABEL,
     STALE_S,
-    Owner,
     is_leftover,
     labels,
     owner_name,

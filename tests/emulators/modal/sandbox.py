@@ -1,0 +1,176 @@
+"""A sandbox: a folder as its file system, and commands that bubblewrap confines to it.
+
+Like the containers of the service it has a root of its own: commands run as root there, with the capabilities that a
+container's root has, see a file system that they can write, and nothing of the machine but its programs.
+"""
+
+import asyncio
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from modal_proto import api_pb2
+
+from tests.emulators.modal.process import Command
+
+FS_TOOLS = Path(__file__).with_name("fs_tools.py")
+DEFAULT_LIFETIME_S = 300
+BARE = "/bare"
+"""Where an image without Python has its programs."""
+_CAPABILITIES = (
+    "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL", "CAP_SETGID", "CAP_SETPCAP",
+    "CAP_SETUID",
+)  # fmt: skip
+_FOLDERS = {"tmp": 0o1777, "var/tmp": 0o1777, "run": 0o755, "root": 0o700, "home": 0o755}
+_LINKS = {"bin": "usr/bin", "sbin": "usr/sbin", "lib": "usr/lib", "lib64": "usr/lib64"}
+Status = api_pb2.GenericResult.GenericStatus
+
+
+@dataclass
+class Sandbox:
+    """One sandbox, from its creation on; its record stays when it has ended."""
+
+    sandbox_id: str
+    task_id: str
+    app_id: str
+    definition: api_pb2.Sandbox
+    tags: dict[str, str]
+    environment: Mapping[str, str]
+    folder: Path
+    without_python: bool = False
+    created_at: float = field(default_factory=time.time)
+    result: api_pb2.GenericResult | None = None
+    commands: dict[str, Command] = field(default_factory=dict)
+    main: Command | None = None
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    _timers: list[asyncio.TimerHandle] = field(default_factory=list)
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+
+    @property
+    def is_v1(self) -> bool:
+        return len(self.sandbox_id) == len("sb-") + 22
+
+    async def begin(self, copy_of: Path | None) -> None:
+        """Make its file system, from a snapshot's if there is one, and start its main command."""
+        if copy_of is not None:
+            await copy_tree(copy_of, self.folder)
+        else:
+            _lay_out(self.folder)
+        loop = asyncio.get_running_loop()
+        lifetime_s = self.definition.timeout_secs or DEFAULT_LIFETIME_S
+        self._timers.append(loop.call_later(lifetime_s, self.end, Status.GENERIC_STATUS_TIMEOUT))
+        if self.definition.entrypoint_args:
+            self.main = await self._command(list(self.definition.entrypoint_args), {}, "", 0.0)
+            self._spawn(self._follow_main(self.main))
+        self._spawn(self._watch_idleness())
+
+    async def execute(
+        self,
+        exec_id: str,
+        arguments: list[str],
+        environment: Mapping[str, str],
+        workdir: str,
+        timeout_s: float,
+    ) -> None:
+        """Start a command, once for an id."""
+        if exec_id not in self.commands:
+            self.commands[exec_id] = await self._command(arguments, environment, workdir, timeout_s)
+
+    def end(self, status: "Status.ValueType", code: int = 0) -> None:
+        """Kill everything in it. The first reason stays."""
+        if self.result is not None:
+            return
+        self.result = api_pb2.GenericResult(status=status, exitcode=code)
+        for timer in self._timers:
+            timer.cancel()
+        for command in self._all_commands():
+            command.kill()
+        self.ended.set()
+        self._spawn(self._clear_away())
+
+    async def gone(self) -> None:
+        """Return when nothing of it is left, whoever waits for that."""
+        while self._tasks - {asyncio.current_task()}:
+            await asyncio.wait(self._tasks)
+
+    def _all_commands(self) -> list[Command]:
+        return [*self.commands.values(), *([self.main] if self.main else [])]
+
+    async def _clear_away(self) -> None:
+        for command in self._all_commands():
+            await command.exited.wait()
+            command.watching.cancel()
+            for output in command.outputs.values():
+                await output.end()
+        await asyncio.to_thread(shutil.rmtree, self.folder, ignore_errors=True)
+
+    async def _follow_main(self, main: Command) -> None:
+        await main.exited.wait()
+        code = main.code or 0
+        status = Status.GENERIC_STATUS_FAILURE if code else Status.GENERIC_STATUS_SUCCESS
+        self.end(status, code if code >= 0 else 128 - code)
+
+    async def _watch_idleness(self) -> None:
+        limit_s = self.definition.idle_timeout_secs
+        since = time.monotonic()
+        while limit_s and self.result is None:
+            if any(not command.exited.is_set() for command in self.commands.values()):
+                since = time.monotonic()
+            elif time.monotonic() - since >= limit_s:
+                self.end(Status.GENERIC_STATUS_IDLE_TIMEOUT)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.ended.wait(), 0.1)
+
+    async def _command(
+        self, arguments: list[str], environment: Mapping[str, str], workdir: str, timeout_s: float
+    ) -> Command:
+        path = BARE if self.without_python else "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
+        variables = {"PATH": path, "HOME": "/root", **self.environment, **environment}
+        confined = _confined(self.folder, self._has_network)
+        place = ["--chdir", workdir or self.definition.workdir or "/root"]
+        settings = [word for name, value in variables.items() for word in ("--setenv", name, value)]
+        return await Command.start([*confined, *place, *settings, "--", *arguments], timeout_s)
+
+    @property
+    def _has_network(self) -> bool:
+        access = self.definition.network_access.network_access_type
+        return access != api_pb2.NetworkAccess.NetworkAccessType.BLOCKED
+
+    def _spawn(self, work) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _confined(folder: Path, network: bool) -> list[str]:
+    argv = ["bwrap", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
+    argv += [] if network else ["--unshare-net"]
+    argv += ["--die-with-parent", "--new-session", "--clearenv", "--bind", str(folder), "/"]
+    argv += ["--ro-bind", "/usr", "/usr", "--ro-bind", "/etc", "/etc", "--dev", "/dev"]
+    argv += ["--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys"]
+    argv += ["--ro-bind", str(FS_TOOLS), "/__modal/.bin/modal-sandbox-fs-tools"]
+    if os.geteuid() == 0:
+        argv += [word for name in _CAPABILITIES for word in ("--cap-add", name)]
+    return argv
+
+
+def _lay_out(folder: Path) -> None:
+    for name, mode in _FOLDERS.items():
+        (folder / name).mkdir(parents=True)
+        (folder / name).chmod(mode)
+    for name, target in _LINKS.items():
+        (folder / name).symlink_to(target)
+    (folder / BARE[1:]).mkdir()
+    for name in ("sh", "sleep", "cat"):
+        (folder / BARE[1:] / name).symlink_to(f"/usr/bin/{name}")
+
+
+async def copy_tree(source: Path, target: Path) -> None:
+    """With owners and modes. Raises `OSError`."""
+    copying = await asyncio.create_subprocess_exec("cp", "-a", str(source), str(target))
+    if await copying.wait():
+        raise OSError(f"{source} could not be copied")
