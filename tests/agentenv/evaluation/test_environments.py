@@ -115,6 +115,19 @@ def test_verifiers_that_need_the_workspace_keep_their_scores_and_say_so(tmp_path
     assert "18 x verification calls 'terminal' in the workspace, which is gone" in shown
 
 
+def test_the_report_of_a_sweep_is_written_again(tmp_path, capsys):
+    run(write(tmp_path), "--run-dir", str(tmp_path / "run"))
+    assert main(["report", str(tmp_path / "run")]) == 0
+    assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
+    assert main(["report", str(tmp_path), "--serve"]) == 1
+    assert "holds no sweep" in capsys.readouterr().err
+
+
+def test_help_of_a_sweep_is_shown(tmp_path, capsys):
+    assert main(["evaluate", write(tmp_path), "--help"]) == 0
+    assert "Exit status of a sweep" in capsys.readouterr().out
+
+
 def test_compare_and_export(tmp_path, capsys):
     run(write(tmp_path), "--run-dir", str(tmp_path / "a"))
     run(write(tmp_path, seeds=[5]), "--run-dir", str(tmp_path / "b"))

@@ -1,9 +1,12 @@
 """What a sweep's configuration means, and what it refuses."""
 
+from pathlib import Path
+
 import pytest
 from pydantic import ValidationError
 
 from agentenv.evaluation.spec import Arm, Price, SampleKey, SweepConfig, changes, stored_form
+from agentenv.yaml_file import read_yaml
 from tests.agentenv.evaluation.sweeps import config
 
 ARM = Arm("tasks", "model", "default")
@@ -79,6 +82,11 @@ def test_a_sweep_that_only_grew_is_the_same_sweep():
         "all tasks are more than five"
     )
     assert changes(stored_form(config(**everything)), config()) != []
+
+
+def test_the_shipped_sweep_is_a_sweep():
+    made = read_yaml(Path(__file__).parents[3] / "configs/sweep.yaml", SweepConfig)
+    assert [arm.settings for arm in made.arms()] == ["sampled", "greedy"]
 
 
 def test_secrets_are_not_stored():
