@@ -99,6 +99,14 @@ def open_source(config: SweepConfig, arm: Arm) -> SampleSource:
     )
 
 
+def check_arms(config: SweepConfig) -> None:
+    """Raise `ConfigError` for what of a sweep could not be opened later, as far as that can be told beforehand."""
+    for arm in config.arms():
+        open_source(config, arm)
+        if config.tasks[arm.task_set].environment is not None:
+            build_arm_environment(config, arm)
+
+
 def _task_directories(config: SweepConfig, arm: Arm) -> SampleSource:
     from agentenv.evaluation.task_source import (  # noqa: PLC0415 - it imports this module
         MODELLESS,

@@ -73,6 +73,10 @@ def test_what_cannot_be_used_is_refused_before_anything_starts(tmp_path, capsys)
     unknown = {"echo": {"environment": f"{HERE}:SweptEnv", "count": 2, "env": {"rihgt": "x"}}}
     assert run(write(tmp_path, tasks=unknown), "--run-dir", directory) == 2
     assert "env.rihgt" in capsys.readouterr().err.replace("\n", "")
+    late = {"fake": {}, "late": {"openai": {"server_typo": "vllm"}}}
+    assert run(write(tmp_path, models=late), "--run-dir", directory) == 2
+    assert "models.late" in capsys.readouterr().err.replace("\n", "")
+    assert not Path(directory).exists()
     (tmp_path / "env.yaml").write_text(f"environment: {HERE}:SweptEnv")
     assert run(str(tmp_path / "env.yaml")) == 2
     assert "is for sweeps" in capsys.readouterr().err
