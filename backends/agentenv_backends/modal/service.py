@@ -100,9 +100,21 @@ class Service:
         self._client = await asyncio.shield(self._opening)
 
     async def _connected(self) -> Any:
-        client = await self.call("open a client", _client(), CONNECT_S)
         try:
-            await self.call("answer", client.hello.aio(), CONNECT_S)
+            return await bounded(self._try_token(), CONNECT_S, "connecting")
+        except TimeoutError as error:
+            raise ModalError(
+                f"{server_name()} cannot be reached: no connection within {CONNECT_S:g} s; look at MODAL_SERVER_URL, "
+                "at proxies (HTTPS_PROXY, NO_PROXY) and at the network",
+                error,
+            ) from error
+        except Exception as error:
+            raise as_modal_error("open a session", error) from error
+
+    async def _try_token(self) -> Any:
+        client = await _client()
+        try:
+            await client.hello.aio()
         except BaseException:
             await _closed(client)
             raise
