@@ -34,6 +34,7 @@ from tests.benchmarks import (
     section_groups,
     section_memory,
     section_mix,
+    section_nomad,
     section_setup,
     section_slots,
     section_slow,
@@ -61,6 +62,7 @@ SECTIONS: dict[str, Callable[[Effort], Awaitable[Section]]] = {
     "groups": section_groups.run,
     "docker": section_docker.run,
     "containers": section_containers.run,
+    "nomad": section_nomad.run,
     "api": section_api.run,
 }
 
