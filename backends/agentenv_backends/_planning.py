@@ -68,8 +68,9 @@ class Planner:
 
     def retire(self) -> None:
         """Take no more trajectories to hosts whose time has come, and end those that have none."""
+        now = self._clock()
         for host in list(self._fleet.live()):
-            if not host.retired and host.retires_at <= self._clock():
+            if not host.retired and host.retires_at <= now:
                 host.retired = True
                 for slot_id in list(host.available):
                     self._fleet.discard(host, slot_id, replace=False)
