@@ -1,6 +1,6 @@
 """Trajectories by the thousand over a simulated cluster: how they fare, and what the real pool costs the driver.
 
-The clock is virtual; the processor time is real. What a trajectory costs the driver beyond the pool (frames on the wire,
+The clock is virtual; the processor time is real. What a trajectory costs the driver beyond the pool (frames on
 the tool executor) is added per command from a measurement.
 """
 
