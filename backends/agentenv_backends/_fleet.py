@@ -46,6 +46,8 @@ class FleetHost:
     phase: HostPhase = HostPhase.LAUNCHING
     slots: dict[str, SlotPhase] = field(default_factory=dict)
     available: list[str] = field(default_factory=list)
+    held: int = 0
+    """How many of `slots` someone holds. Counted, as it is asked for all hosts whenever anything happens."""
     replaced: set[str] = field(default_factory=set)
     """Closing slots in whose place a new one is to be opened without being asked."""
     pins: int = 0
@@ -69,7 +71,7 @@ class FleetHost:
     @property
     def in_use(self) -> bool:
         """Whether someone holds a slot of it."""
-        return SlotPhase.HELD in self.slots.values()
+        return self.held > 0
 
     @property
     def idle(self) -> bool:
@@ -97,8 +99,7 @@ class FleetHost:
         """Slots that nobody holds: it has them, or may yet open them."""
         if self.worn or self.retired:
             return len(self.available)
-        held = sum(phase is SlotPhase.HELD for phase in self.slots.values())
-        return self.limits.slots_per_host - held
+        return self.limits.slots_per_host - self.held
 
 
 class Fleet:
@@ -190,7 +191,9 @@ class Fleet:
 
     def forget_slot(self, host: FleetHost, slot_id: str) -> None:
         """A slot is no more."""
-        self._phases[host.slots.pop(slot_id)] -= 1
+        phase = host.slots.pop(slot_id)
+        self._phases[phase] -= 1
+        host.held -= phase is SlotPhase.HELD
         del self._by_slot[slot_id]
         if slot_id in host.replaced:
             host.replaced.remove(slot_id)
@@ -201,4 +204,5 @@ class Fleet:
         if old is not None:
             self._phases[old] -= 1
         self._phases[phase] += 1
+        host.held += (phase is SlotPhase.HELD) - (old is SlotPhase.HELD)
         host.slots[slot_id] = phase

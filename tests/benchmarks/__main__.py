@@ -35,6 +35,7 @@ from tests.benchmarks import (
     section_memory,
     section_mix,
     section_modal,
+    section_nomad,
     section_setup,
     section_slots,
     section_slow,
@@ -64,6 +65,7 @@ SECTIONS: dict[str, Callable[[Effort], Awaitable[Section]]] = {
     "docker": section_docker.run,
     "containers": section_containers.run,
     "modal": section_modal.run,
+    "nomad": section_nomad.run,
     "api": section_api.run,
     "sweeps": section_sweeps.run,
 }

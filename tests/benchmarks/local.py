@@ -57,7 +57,15 @@ async def running(
     config: AnyBackendConfig, *, toolsets: Sequence[str] = ("default",)
 ) -> AsyncIterator[Sandboxes]:
     """Start a backend; everything is gone at the end."""
-    backend = config.build()
+    async with over(config.build(), toolsets=toolsets) as sandboxes:
+        yield sandboxes
+
+
+@asynccontextmanager
+async def over(
+    backend: Backend, *, toolsets: Sequence[str] = ("default",)
+) -> AsyncIterator[Sandboxes]:
+    """The same with a backend that is made already."""
     await backend.start()
     try:
         executor = ToolExecutor(

@@ -206,6 +206,7 @@ def _task(config: NomadConfig, run: Run) -> dict[str, Any]:
             },
         ],
         "Resources": {"CPU": config.cpu_mhz, "MemoryMB": memory_mb(config)},
+        "KillSignal": "SIGTERM",
         "KillTimeout": 10 * _SECOND_NS,
         "LogConfig": {"MaxFiles": 2, "MaxFileSizeMB": 5},
     }

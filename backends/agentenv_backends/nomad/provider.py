@@ -231,7 +231,7 @@ class NomadProvider:
         self._may_be_registered = False
         left = await registry.purge(api, self.job_id, _PURGE_S)
         for each in left:
-            _log.warning("job %s is purged, and the cluster is still ending %s", self.job_id, each)
+            _log.warning("job %s is purged, but so far %s", self.job_id, each.story())
 
     @property
     def _run(self) -> Run:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import signal
+import sys
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -397,8 +399,12 @@ def _summary(cluster: Cluster, job: dict[str, Any]) -> dict[str, Any]:
 
 async def _main() -> None:
     async with running_nomad() as nomad:
-        print(nomad.url, flush=True)  # noqa: T201 - for whoever tries it by hand
-        await asyncio.Event().wait()
+        sys.stdout.write(f"{nomad.url}\n")
+        sys.stdout.flush()
+        told = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, told.set)
+        await told.wait()
 
 
 if __name__ == "__main__":

@@ -133,7 +133,7 @@ class TaskRunner:
     async def _end_process(self, ended: asyncio.Task[int]) -> None:
         timeout_s = int(self._task.get("KillTimeout") or 5 * _NS) / _NS
         self._event("Killing", f"Sent interrupt. Waiting {timeout_s:g}s before force killing")
-        self._signal(signal.SIGINT)
+        self._signal(signal.Signals[self._task.get("KillSignal") or "SIGINT"])
         await asyncio.wait({ended}, timeout=timeout_s)
         if not ended.done():
             self.kill()
