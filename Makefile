@@ -19,7 +19,7 @@ train-demo: setup
 test: lint
 	@./scripts/test-engine.sh start
 	@BASE_PYTHON=$(BASE_PYTHON) ./scripts/atropos-venv.sh
-	$(PYTHON) -m pytest --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
+	$(PYTHON) $(if $(PYTEST_ARGS),-m pytest,scripts/run_tests.py) --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
 
 lint: setup
 	$(PYTHON) -m ruff check .
@@ -39,7 +39,7 @@ $(STAMP): pyproject.toml
 	$(BASE_PYTHON) -m venv $(VENV)
 	$(PYTHON) -m pip install --quiet --upgrade "pip>=25.1"
 	$(PYTHON) -m pip install --quiet torch==2.13.0 || $(PYTHON) -m pip install --quiet torch
-	$(PYTHON) -m pip install --quiet --group dev -e '.[docker,mcp,modal,torch,trl]'
+	$(PYTHON) -m pip install --quiet --group dev -e '.[docker,mcp,modal,models,parquet,torch,trl]'
 	@touch $(STAMP)
 
 clean:

@@ -4,6 +4,9 @@ Subclass `AgentEnv`, say what a task is and what a result is worth, and run `pro
 read first.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from agentenv.collected import CollectedGroup
 from agentenv.config import AgentEnvConfig, BaseEnvConfig
 from agentenv.env import AgentEnv
@@ -41,6 +44,7 @@ __all__ = [
     "AgentEnvConfig",
     "AgentEnvError",
     "AgentResult",
+    "AgentRunner",
     "AgentStep",
     "BackendError",
     "BaseEnvConfig",
@@ -51,11 +55,13 @@ __all__ = [
     "Item",
     "NotStartedError",
     "Outcome",
+    "ParallelRunner",
     "PolicyError",
     "PolicyRequestError",
     "PolicyTimeoutError",
     "RolloutRecord",
     "RunDirectoryError",
+    "RunResult",
     "ScoredDataGroup",
     "ScoredDataItem",
     "StopReason",
@@ -70,8 +76,21 @@ __all__ = [
     "Verifier",
     "VerifierError",
     "__version__",
+    "discover_tasks",
     "rollout",
     "tool",
 ]
 
+if TYPE_CHECKING:
+    from agentenv.runner import AgentRunner, ParallelRunner, RunResult, discover_tasks
+
 __version__ = "0.1.0"
+
+_RUNNER = ("AgentRunner", "ParallelRunner", "RunResult", "discover_tasks")
+"""Imported when they are first used: most who import this package run environments."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _RUNNER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module("agentenv.runner"), name)

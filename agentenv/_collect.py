@@ -21,12 +21,12 @@ from agentenv.group import (
     rollout_seed,
     to_item,
 )
-from agentenv.outcomes import Outcome, StopReason
-from agentenv.rollout import RolloutRecord, finish
+from agentenv.rollout import cancelled_record, finish
 
 if TYPE_CHECKING:
     from agentenv._shared_setup import SharedSetup
     from agentenv.env import AgentEnv
+    from agentenv.rollout import RolloutRecord
     from agentenv.task import Task
     from agentenv.types import Item, ScoredDataGroup, ScoredDataItem
 
@@ -77,9 +77,7 @@ async def _run_counted(
             task, env.verifier(), trajectory_id=trajectory_id, workspace=workspace
         )
     except asyncio.CancelledError:
-        env.runtime.on_rollout(
-            RolloutRecord(trajectory_id, Outcome.CANCELLED, StopReason.CANCELLED, None, None)
-        )
+        env.runtime.on_rollout(cancelled_record(trajectory_id))
         raise
 
 

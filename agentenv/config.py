@@ -156,6 +156,9 @@ class AgentEnvConfig(BaseEnvConfig):
     """The same for stateful terminals."""
     terminal_recording_bytes: int = Field(default=2_000_000, ge=0)
     """What one trajectory's persistent shells and terminals may record; 0: nothing is recorded."""
+    record_trajectories: bool | None = None
+    """Keep every rollout's trajectory in the run directory, see `agentenv trajectory`. None: in `process` and
+    `evaluate`, not in `serve`."""
     tool_batch_window_ms: int = Field(default=20, ge=0)
     """Upper bound on what batching may add to a call; an idle system adds nothing."""
     tool_max_batch_size: int = Field(default=200, ge=1)

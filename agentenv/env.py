@@ -196,10 +196,14 @@ class AgentEnv(ABC, Generic[ConfigT]):
         self.config = config
         self.server_configs = servers
         self.tools = self.build_tools()
-        self.runtime = runtime or EnvRuntime(
-            config, servers, self.tools, served_tools=self.build_server_tools()
-        )
+        self.runtime = runtime or self.build_runtime()
         self._started = False
+
+    def build_runtime(self) -> EnvRuntime:
+        """What stands behind this environment, not started. For environments with another way to run a rollout."""
+        return EnvRuntime(
+            self.config, self.server_configs, self.tools, served_tools=self.build_server_tools()
+        )
 
     async def setup(self) -> None:
         """Start the backend and the policy, raise the servers' concurrency to the group size, then load data.

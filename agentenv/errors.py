@@ -6,7 +6,11 @@ AgentEnvError
 ├── PolicyError                 the inference engine failed: infrastructure, retried
 │   ├── PolicyTimeoutError      no answer within the deadline                                (TimeoutError)
 │   │   └── PausedTooLongError  nobody ended a pause (`agentenv.control`)
+│   ├── RateLimitedError        the provider refuses more requests for now
 │   ├── PolicyRequestError      the engine refused the request; a retry would not help
+│   │   ├── PolicyAccessError   the key is refused, or may not use the model
+│   │   │   └── ModelNotFoundError   the provider has no such model
+│   │   └── BudgetExceededError the account's money or quota is used up
 │   └── TokensUnavailableError  the engine returns no token ids or log-probs: refused for training
 ├── ContextLengthError          the prompt does not fit the context: a budget, not a failure
 ├── VerifierError               scoring raised, hung, or gave no finite number
@@ -15,6 +19,7 @@ AgentEnvError
 ├── GroupFilterError            a custom group filter raised or gave no answer (`agentenv.control`)
 ├── RunDirectoryError           the run directory cannot be used (locked, full, unreadable)  (OSError)
 ├── CheckpointError             an environment's state cannot be kept or read (`agentenv.serve`)
+├── SweepError                  a sweep cannot be begun, gone on with, or read (`agentenv.evaluation`)
 ├── TrajectoryStoreError        the trajectory server's database cannot be read or written
 └── ApiError                    a call of a trajectory server failed
     ├── ApiUnreachableError     no answer, or one that says to come again later               (ConnectionError)
@@ -47,6 +52,22 @@ class PolicyRequestError(PolicyError):
     """The engine refused the request, and would refuse it again."""
 
 
+class RateLimitedError(PolicyError):
+    """The provider of a model refuses more requests for now."""
+
+
+class PolicyAccessError(PolicyRequestError):
+    """The provider of a model refuses the key, or the key may not use the model."""
+
+
+class ModelNotFoundError(PolicyAccessError):
+    """The provider has no model of this name."""
+
+
+class BudgetExceededError(PolicyRequestError):
+    """The account's money or quota at the provider is used up. Waiting a little changes nothing."""
+
+
 class TokensUnavailableError(PolicyError):
     """The engine does not return the token ids it sampled, or their log-probs."""
 
@@ -61,6 +82,10 @@ class VerifierError(AgentEnvError):
 
 class RunDirectoryError(AgentEnvError, OSError):
     """The run directory cannot be used."""
+
+
+class SweepError(AgentEnvError):
+    """A sweep cannot be begun, gone on with, or read."""
 
 
 class TrajectoryStoreError(AgentEnvError):

@@ -28,6 +28,10 @@ MAX_IMAGE_CHARS = 20_000_000
 """Base64 characters of images in one trajectory's tool results; further images are left out."""
 
 
+_STOPS = {"length": StopReason.MAX_TOKENS, "refused": StopReason.REFUSED}
+"""What a reply without calls means, by its finish reason, where it is no final answer."""
+
+
 class Harness(Protocol):
     """A way for an agent to work on a task."""
 
@@ -101,7 +105,7 @@ class ToolLoop:
             return StopReason.MAX_STEPS
         if clock.left() <= 0:
             return StopReason.TIMEOUT
-        started = time.monotonic()
+        started, started_at = time.monotonic(), time.time()
         sampled = await self._reply(task, session, clock, turn=len(steps) + 1)
         if sampled is None:
             return StopReason.TIMEOUT
@@ -116,13 +120,17 @@ class ToolLoop:
                 tool_results=tuple(results),
                 generation_s=generated - started,
                 tools_s=time.monotonic() - generated,
+                content=reply.content,
+                reasoning=reply.reasoning,
+                usage=reply.usage,
+                started_at=started_at,
             )
         )
         if not in_time:
             return StopReason.TIMEOUT
         if reply.tool_calls:
             return None
-        return StopReason.MAX_TOKENS if finish_reason == "length" else StopReason.FINAL_ANSWER
+        return _STOPS.get(finish_reason, StopReason.FINAL_ANSWER)
 
     async def _reply(
         self, task: Task, session: Session, clock: AgentClock, *, turn: int

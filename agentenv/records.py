@@ -39,7 +39,7 @@ def group_record(
     Rows are found by their tokens, not counted: an environment may leave out, reorder or replace rows.
     """
     members = list(members)
-    rows = _Rows(group, [record for member in members for record in member.records])
+    rows = _Rows(group["tokens"], [record for member in members for record in member.records])
     group_id = _group_id(index)
     trajectories = [
         _trajectory(record, attempt, rows, tuple(cast.path for cast in _casts(group_id, record)))
@@ -54,6 +54,13 @@ def group_record(
         trajectories=tuple(trajectories),
         duration_s=duration_s,
     )
+
+
+def sample_record(record: RolloutRecord, attempt: int, *, keep_tokens: bool) -> TrajectoryRecord:
+    """One rollout by itself. Its sequences, where they are kept, hold their own lists."""
+    rows = _Rows([], []) if keep_tokens else None
+    casts = tuple(recording.session for recording in record.recordings)
+    return _trajectory(record, attempt, rows, casts)
 
 
 def group_casts(index: int, members: Iterable[MemberContext]) -> list[CastFile]:
@@ -76,11 +83,11 @@ def _casts(group_id: str, record: RolloutRecord) -> list[CastFile]:
 class _Rows:
     """The rows of a group, each to be claimed by at most one sequence."""
 
-    def __init__(self, group: ScoredDataGroup, records: Iterable[RolloutRecord]) -> None:
+    def __init__(self, tokens: list[list[int]], records: Iterable[RolloutRecord]) -> None:
         results = [record.result for record in records if record.result is not None]
         ours = {id(sequence.tokens) for result in results for sequence in result.sequences}
-        self._copied = not any(id(tokens) in ours for tokens in group["tokens"])
-        self._left: dict[int | None, list[int]] = dict(enumerate(group["tokens"]))
+        self._copied = not any(id(row) in ours for row in tokens)
+        self._left: dict[int | None, list[int]] = dict(enumerate(tokens))
 
     def claim(self, sequence: TokenSequence) -> int | None:
         """The row that `sequence` became, or None: the very same list; an equal one if rows were copied."""
@@ -94,7 +101,7 @@ class _Rows:
 
 
 def _trajectory(
-    record: RolloutRecord, attempt: int, rows: _Rows, casts: tuple[str, ...]
+    record: RolloutRecord, attempt: int, rows: _Rows | None, casts: tuple[str, ...]
 ) -> TrajectoryRecord:
     result = record.result
     base = TrajectoryRecord(
@@ -115,7 +122,7 @@ def _trajectory(
         final_response=result.final_response,
         messages=tuple(map(_text_only, result.messages)),
         steps=tuple(_step(step) for step in result.steps),
-        sequences=_sequences(record, rows),
+        sequences=() if rows is None else _sequences(record, rows),
         sampled_tokens=result.total_tokens,
         timings={
             "generation": sum(step.generation_s for step in result.steps),

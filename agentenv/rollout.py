@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from agentenv.harness import Harness
     from agentenv.session import Session
     from agentenv.task import Task, Verifier
+    from agentenv.tokens.base import Message
     from agentenv.types import AgentResult
     from agentenv_backends.base import Snapshot
     from agentenv_backends.results import Recording
@@ -101,11 +102,18 @@ class RolloutRecord:
     tool_seconds: float = 0.0
     recordings: tuple[Recording, ...] = ()
     """What its persistent shells and terminals recorded, as far as it could be had."""
+    unfinished: tuple[Message, ...] = ()
+    """The conversation as far as it went, where the agent's work was cut off and `result` is None."""
 
     @property
     def trainable(self) -> bool:
         """Whether it may be trained on: its outcome allows that and it has sampled tokens."""
         return self.outcome.trainable and self.result is not None and self.result.total_tokens > 0
+
+
+def cancelled_record(trajectory_id: str) -> RolloutRecord:
+    """The record of a rollout that was withdrawn."""
+    return RolloutRecord(trajectory_id, Outcome.CANCELLED, StopReason.CANCELLED, None, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +145,8 @@ async def rollout(
     try:
         attempt = _Attempt(task, trajectory_id, workbench, limits, workspace)
         record = await attempt.run(harness, session, verifier)
+        if record.result is None:
+            record = replace(record, unfinished=tuple(session.messages))
         record = replace(record, recordings=await workbench.recordings())
     finally:
         await finish(workbench.release())

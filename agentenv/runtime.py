@@ -15,7 +15,7 @@ from agentenv.harness import ToolLoop
 from agentenv.policy import build_policy
 from agentenv.policy.base import SharedPolicy
 from agentenv.reasoning import chat_options, template_options
-from agentenv.rollout import RolloutLimits, finish, rollout
+from agentenv.rollout import RolloutLimits, cancelled_record, finish, rollout
 from agentenv.session import ChatSession, TokenSession
 from agentenv.workbench import ExecutorWorkbench
 from agentenv_backends.errors import CapabilityError
@@ -24,6 +24,7 @@ from agentenv_tools import ToolExecutor, ToolExecutorConfig
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
+    from agentenv.atif.store import TrajectoryLog
     from agentenv.config import AgentEnvConfig
     from agentenv.policy.base import PolicyClient
     from agentenv.policy.config import APIServerConfig
@@ -68,6 +69,8 @@ class EnvRuntime:
         """Called with every rollout's record, retried ones included."""
         self.on_metrics: Callable[[Mapping[str, Any]], None] = lambda metrics: None
         """Called with what the environment wants reported beside the framework's own metrics."""
+        self.trajectories: TrajectoryLog | None = None
+        """Where the trajectory of every rollout is kept, while one is."""
         self.checkpoints: Checkpoints | None = None
         """Where the environment's own state is kept, while a trainer is served."""
         self.gate = PauseGate(limit_s=config.pause_timeout_s)
@@ -170,6 +173,21 @@ class EnvRuntime:
         workspace: Workspace | None = None,
     ) -> RolloutRecord:
         """One rollout of this environment's agent, in a workspace of its own or from one that is given."""
+        log = self.trajectories
+        if log is None:
+            return await self._run(task, verifier, trajectory_id, workspace)
+        try:
+            record = await self._run(task, verifier, trajectory_id, workspace)
+        except asyncio.CancelledError:
+            log.add(cancelled_record(trajectory_id), task.instruction)
+            raise
+        log.add(record, task.instruction)
+        await log.room()
+        return record
+
+    async def _run(
+        self, task: Task, verifier: Verifier, trajectory_id: str, workspace: Workspace | None
+    ) -> RolloutRecord:
         return await rollout(
             task,
             harness=ToolLoop(turn_timeout_s=self.config.turn_timeout_s, gate=self.gate),

@@ -7,10 +7,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from agentenv.errors import ContextLengthError
-from agentenv.policy.base import SamplingParams
+from agentenv.policy.base import SamplingParams, ToolCallingPolicy
 from agentenv.tokens.base import Message, ParsedReply, TokenSequence
 from agentenv.tokens.dialogue import Dialogue
 from agentenv.tokens.messages import system_prompt, to_chat_messages
+from agentenv.types import Usage
 from agentenv_tools.parsing import parse_reply
 
 if TYPE_CHECKING:
@@ -102,7 +103,8 @@ class TokenSession:
         completion = await self._policy.generate(prompt, params, trajectory_id=self._trajectory_id)
         reply = self._dialogue.record(completion)
         self.sampled_tokens += len(completion.token_ids)
-        return reply, completion.finish_reason
+        usage = Usage(len(prompt), len(completion.token_ids))
+        return replace(reply, usage=usage), completion.finish_reason
 
     def sequences(self) -> list[TokenSequence]:
         """The trajectory's token sequences."""
@@ -154,23 +156,57 @@ class ChatSession:
             seed=completion_seed(self._seed, turn),
             extra=self._extra,
         )
-        completion = await self._policy.chat(
-            self._prompt(), params, trajectory_id=self._trajectory_id
-        )
-        reply = parse_reply(completion.text)
-        self.sampled_tokens += completion.completion_tokens
-        self._messages.append(Message(role="assistant", content=completion.text))
-        parsed = ParsedReply(
-            text=completion.text,
-            content=reply.content,
-            reasoning=reply.reasoning,
-            tool_calls=tuple(reply.tool_calls),
-        )
-        return parsed, completion.finish_reason
+        if isinstance(self._policy, ToolCallingPolicy):
+            reply, finish_reason = await self._call_natively(self._policy, params)
+        else:
+            reply, finish_reason = await self._call_in_text(params)
+        if reply.usage is not None:
+            self.sampled_tokens += reply.usage.completion_tokens
+        return reply, finish_reason
 
     def sequences(self) -> list[TokenSequence]:
         """None: this engine returns no tokens."""
         return []
+
+    async def _call_natively(
+        self, policy: ToolCallingPolicy, params: SamplingParams
+    ) -> tuple[ParsedReply, str]:
+        """The server is told of the tools and returns calls."""
+        completion = await policy.chat_with_tools(
+            self._messages, self._tools, params, trajectory_id=self._trajectory_id
+        )
+        message = Message(
+            role="assistant",
+            content=completion.text,
+            tool_calls=completion.tool_calls,
+            reasoning=completion.reasoning,
+            native=completion.native,
+        )
+        self._messages.append(message)
+        reply = ParsedReply(
+            text=to_chat_messages([message])[0]["content"],
+            content=completion.text,
+            reasoning=completion.reasoning,
+            tool_calls=completion.tool_calls,
+            usage=completion.usage,
+        )
+        return reply, completion.finish_reason
+
+    async def _call_in_text(self, params: SamplingParams) -> tuple[ParsedReply, str]:
+        """The tools are described in the system prompt, and calls are read out of the reply."""
+        completion = await self._policy.chat(
+            self._prompt(), params, trajectory_id=self._trajectory_id
+        )
+        found = parse_reply(completion.text)
+        self._messages.append(Message(role="assistant", content=completion.text))
+        reply = ParsedReply(
+            text=completion.text,
+            content=found.content,
+            reasoning=found.reasoning or completion.reasoning,
+            tool_calls=tuple(found.tool_calls),
+            usage=completion.usage,
+        )
+        return reply, completion.finish_reason
 
     def _prompt(self) -> list[dict[str, Any]]:
         messages = list(self._messages)

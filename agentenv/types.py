@@ -83,6 +83,29 @@ class AgentConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class Usage:
+    """What replies of a policy took."""
+
+    prompt_tokens: int = 0
+    """Cached ones included."""
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    """Prompt tokens that the provider had kept from before."""
+    cost_usd: float | None = None
+    """None: nobody told, and no price is known."""
+
+    def __add__(self, other: Usage) -> Usage:
+        """Both together. The cost is what is known of it."""
+        costs = [cost for cost in (self.cost_usd, other.cost_usd) if cost is not None]
+        return Usage(
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+            self.cached_tokens + other.cached_tokens,
+            sum(costs) if costs else None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class AgentStep:
     """One reply of the policy and what its tool calls gave."""
 
@@ -94,6 +117,13 @@ class AgentStep:
     tool_results: tuple[ToolResult, ...] = ()
     generation_s: float = 0.0
     tools_s: float = 0.0
+    content: str | None = None
+    """The reply without reasoning and tool calls; None: whoever made the step did not take the reply apart."""
+    reasoning: str | None = None
+    usage: Usage | None = None
+    """None where the engine did not tell."""
+    started_at: float | None = None
+    """Seconds since the epoch when the reply was asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +154,12 @@ class AgentResult:
     def total_tool_calls(self) -> int:
         """How many tool calls were made, malformed ones included."""
         return sum(len(step.tool_calls) for step in self.steps)
+
+    @property
+    def usage(self) -> Usage:
+        """What all replies took, as far as the engine told."""
+        told = (step.usage for step in self.steps if step.usage is not None)
+        return sum(told, Usage())
 
     @property
     def trajectory_data(self) -> TokenSequence | None:

@@ -1,5 +1,7 @@
 """Settings of every test."""
 
+import signal
+
 import pytest
 from hypothesis import settings
 
@@ -15,6 +17,8 @@ from tests.modal_service import (  # noqa: F401
 
 settings.register_profile("agentenv", deadline=None)  # no test asserts a time
 settings.load_profile("agentenv")
+# A shell starts what it leaves in the background with Ctrl-C ignored, and every child of a test would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from tests.waiting import WITHIN_S
+
 IMAGE = os.environ.get("AGENTENV_TEST_IMAGE", "agentenv-test:debian12")
 """It has python3, bash, tmux, less, vim and procps. `scripts/test-engine.sh start` makes it."""
 DOCKER: dict[str, Any] = {
@@ -40,7 +42,7 @@ def why_no_engine() -> str:
     from agentenv_backends.errors import EngineError
 
     async def look() -> str:
-        async with asyncio.timeout(20), Engine() as engine:
+        async with asyncio.timeout(WITHIN_S), Engine() as engine:
             found = await engine.find_image(IMAGE)
             return "" if found else f"{engine.name} has no image {IMAGE} (AGENTENV_TEST_IMAGE)"
 

@@ -38,7 +38,8 @@ def add_option(parser: pytest.Parser) -> None:
     )
 
 
-def _why_not() -> str:
+def why_no_emulated_modal() -> str:
+    """The reason why there is none here; empty when there can be one."""
     try:
         import modal  # noqa: F401
     except ModuleNotFoundError:
@@ -49,7 +50,7 @@ def _why_not() -> str:
 @pytest.fixture(scope="session")
 def emulated_modal() -> Iterator[EmulatedModal]:
     """A server that all tests of a session share, without faults."""
-    if reason := _why_not():
+    if reason := why_no_emulated_modal():
         pytest.skip(reason)
     with EmulatedModal() as server:
         yield server

@@ -112,17 +112,21 @@ class ServerState:
     def put_groups(self, groups: Sequence[PackedGroup]) -> tuple[list[dict[str, Any]], Change]:
         """Take groups in; returns what their sender is told of each."""
         change = Change()
-        answers = [self._put(group, change.statements) for group in groups]
+        answers = [
+            self._put(group, change.statements, keep_counts=group is groups[-1]) for group in groups
+        ]
         if (old := len(self.answers) - MAX_ANSWERS) > 0:
             for _ in range(old - 1):
                 self.answers.popitem(last=False)
             change.statements.append(sql.forget_answers(self.answers.popitem(last=False)[1][0]))
-        change.statements += self.keep_counts().statements
         return answers, change
 
-    def _put(self, group: PackedGroup, out: list[Statement]) -> dict[str, Any]:
+    def _put(
+        self, group: PackedGroup, out: list[Statement], *, keep_counts: bool = False
+    ) -> dict[str, Any]:
         if group.group_id is not None and group.group_id in self.answers:
             self.counts["repeated"] += 1
+            out += self.keep_counts().statements if keep_counts else []
             return self.answers[group.group_id][1]
         entry = Entry(
             self.next_seq,
@@ -136,17 +140,17 @@ class ServerState:
         self.counts["groups"] += 1
         queued, left = self.queue.put(entry, self.registry.env(group.env_id))
         stored = next((placed for placed in queued if placed.seq == entry.seq), entry)
-        out.append(sql.insert_group(stored, group.body))
+        answer: dict[str, Any] = {"status": "received"}
+        if left is not None:
+            answer = {"status": "buffered", "buffer_size": left}
+        counts = self.counts if keep_counts else None
+        out.append(sql.insert_group(stored, group.body, answer, counts))
         if others := [placed for placed in queued if placed.seq != entry.seq]:
             out.append(sql.place_groups(others))
         if stored.position is not None:
             self.latest = group
-        answer: dict[str, Any] = {"status": "received"}
-        if left is not None:
-            answer = {"status": "buffered", "buffer_size": left}
         if group.group_id is not None:
             self.answers[group.group_id] = (entry.seq, answer)
-            out.append(sql.put_answer(group.group_id, entry.seq, answer))
         return answer
 
     def take_batch(

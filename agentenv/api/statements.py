@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from agentenv.api.leases import Batch
     from agentenv.api.queue import Entry
@@ -32,16 +32,20 @@ create index answers_by_age on answers (seq);
 """
 
 ARRIVALS = """
-create temp view arrivals as select seq, rows, size, env_id, policy_version, group_id, position, body
+create temp view arrivals as
+    select seq, rows, size, env_id, policy_version, group_id, position, body, null as answer, null as counts
     from groups join bodies using (seq);
 create temp trigger arrive instead of insert on arrivals begin
     insert into groups values
         (new.seq, new.rows, new.size, new.env_id, new.policy_version, new.group_id, new.position);
     insert into bodies values (new.seq, new.body);
+    insert or replace into answers
+        select new.group_id, new.seq, new.answer where new.group_id is not null;
+    insert or replace into meta select 'counts', new.counts where new.counts is not null;
 end;
 """
-"""Both rows of a group by one statement, on the writer's connection: each call of SQLite gives up the interpreter's
-lock, and waits for it while the event loop is busy."""
+"""All that a group changes by one statement, on the writer's connection: each call of SQLite gives up the interpreter's
+lock, and waits for it while the event loop is busy. One statement is a transaction by itself, too."""
 
 
 class Statement(NamedTuple):
@@ -53,8 +57,10 @@ class Statement(NamedTuple):
     """Run once for each of these, instead of for `values`."""
 
 
-def insert_group(entry: Entry, body: bytes) -> Statement:
-    """A group that arrived."""
+def insert_group(
+    entry: Entry, body: bytes, answer: dict[str, Any], counts: Mapping[str, int] | None
+) -> Statement:
+    """A group that arrived, what its sender was told, and the counts where they are to be kept now."""
     row = (
         entry.seq,
         entry.rows,
@@ -64,8 +70,10 @@ def insert_group(entry: Entry, body: bytes) -> Statement:
         entry.group_id,
         entry.position,
         body,
+        None if entry.group_id is None else json.dumps(answer),
+        None if counts is None else json.dumps(counts),
     )
-    return Statement("insert into arrivals values (?, ?, ?, ?, ?, ?, ?, ?)", row)
+    return Statement("insert into arrivals values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
 
 
 def place_groups(entries: Iterable[Entry]) -> Statement:
@@ -116,13 +124,6 @@ def put_batch(batch: Batch) -> Statement:
 def delete_batch(batch_id: int) -> Statement:
     """A batch nobody will acknowledge any more."""
     return Statement("delete from batches where batch_id = ?", (batch_id,))
-
-
-def put_answer(group_id: str, seq: int, answer: dict[str, Any]) -> Statement:
-    """What the sender of a group was told."""
-    return Statement(
-        "insert or replace into answers values (?, ?, ?)", (group_id, seq, json.dumps(answer))
-    )
 
 
 def forget_answers(up_to: int) -> Statement:

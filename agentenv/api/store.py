@@ -38,12 +38,15 @@ logger = logging.getLogger(__name__)
 DATABASE_NAME = "trajectories.db"
 
 _PAGE_BYTES = 16_384
-_CHECKPOINT_PAGES = 64_000_000 // _PAGE_BYTES
+_RESTART_PAGES = 64_000_000 // _PAGE_BYTES
+_CHECKPOINT_PAGES = 4 * _RESTART_PAGES
 _LONG_LOG_BYTES = 8_000_000
 _CACHE_KIB = 16_000
 _SIZES = "select * from pragma_freelist_count, pragma_page_count, pragma_page_size"
 _MAX_GATHERED = 512
 _BUSY_S = 30.0
+_HOLD_UP_MS = 50
+"""How long commits are held up at most for somebody who reads the file at the wrong moment."""
 _CLOSE_S = 60.0
 
 
@@ -65,6 +68,7 @@ class Store:
         self._submissions: queue.SimpleQueue[_Submission | None] = queue.SimpleQueue()
         self._readers = threading.local()
         self._all_readers: list[sqlite3.Connection] = []
+        self._file = -1  # to sync it. Closed last: SQLite's locks go with any descriptor of it
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._epoch = 0
@@ -81,6 +85,7 @@ class Store:
             raise ConfigError(f"the database {self.path} cannot be had: {error}") from error
         try:
             connection = self._prepared()
+            self._file = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         except BaseException:
             self._lock.release()
             raise
@@ -114,16 +119,29 @@ class Store:
             return
         self._unsynced = False
         path = self.path.with_name(self.path.name + "-wal")
-        if (
-            path.stat().st_size > _LONG_LOG_BYTES
-        ):  # or a commit would have to do it, and its callers wait
-            self._reader().execute("pragma wal_checkpoint(passive)").fetchall()
+        if path.stat().st_size > _LONG_LOG_BYTES:
+            self._move_log()
             return
         log = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             os.fsync(log)
         finally:
             os.close(log)
+
+    def _move_log(self) -> None:
+        """From the log into the database file, or a commit would have to do it, and its callers wait.
+
+        Commits go on meanwhile, so the log has more at the end, and grows. Once it is long commits are held up, so that
+        it can begin anew: after all but the last of it was moved and synced, for some milliseconds.
+        """
+        reader = self._reader()
+        for _ in range(3):
+            _, pages, _ = reader.execute("pragma wal_checkpoint(passive)").fetchone()
+            if pages < _RESTART_PAGES:
+                return
+            os.fsync(self._file)
+        reader.execute(f"pragma busy_timeout = {_HOLD_UP_MS}")
+        reader.execute("pragma wal_checkpoint(full)").fetchall()
 
     async def close(self) -> None:
         """Commit what was submitted, and close the file. Idempotent."""
@@ -134,6 +152,7 @@ class Store:
         await asyncio.to_thread(thread.join, _CLOSE_S)
         for reader in self._all_readers:
             reader.close()
+        os.close(self._file)
         self._lock.release()
 
     # ---- reading: blocking, in any thread ----

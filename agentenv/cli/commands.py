@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
+from agentenv.atif.recording import recorded
 from agentenv.cli.event_loop import run_to_the_end
 from agentenv.cli.settings import Settings
 from agentenv.process import process
@@ -57,7 +58,8 @@ async def _process(
     directory = await RunDirectory.open(options.run_dir or run_dir_for(env))
     try:
         await _write_config(directory, env_class, settings)
-        status = await _collect(env, directory, options, console)
+        async with recorded(env, directory.path, default=True):
+            status = await _collect(env, directory, options, console)
     finally:
         await directory.close()
     return status
@@ -79,7 +81,8 @@ async def _serve(
         await _write_config(directory, env_class, settings)
         display = PlainProgress(console, None) if options.plain else open_progress(console, None)
         with display as progress:
-            await _feed(env, directory, progress)
+            async with recorded(env, directory.path, default=False):
+                await _feed(env, directory, progress)
         paths = {"run directory": str(directory.path)}
         console.print(summary_table(progress.counters, paths))
     finally:
@@ -105,7 +108,8 @@ async def serve_quietly(env: AgentEnv[Any]) -> None:
     directory = await RunDirectory.open(run_dir_for(env), extend=True)
     try:
         await _write_config(directory, type(env), Settings(env.config, env.server_configs))
-        await _feed(env, directory, QuietProgress())
+        async with recorded(env, directory.path, default=False):
+            await _feed(env, directory, QuietProgress())
     finally:
         await directory.close()
 
@@ -117,7 +121,8 @@ async def process_quietly(env: AgentEnv[Any]) -> None:
     try:
         await _write_config(directory, type(env), Settings(env.config, env.server_configs))
         try:
-            await process(env, directory=directory, progress=progress)
+            async with recorded(env, directory.path, default=True):
+                await process(env, directory=directory, progress=progress)
         finally:
             await directory.write_summary(progress.counters.summary())
     finally:
@@ -166,7 +171,7 @@ async def _report(run_dir: Path, tokenizer_name: str | None) -> Path:
 
 def run_evaluate(env_class: type[AgentEnv[Any]], settings: Settings, console: Console) -> int:
     """Set the environment up, evaluate, shut it down, print the metrics."""
-    metrics = asyncio.run(_evaluate(build_environment(env_class, settings)))
+    metrics = asyncio.run(_evaluate(build_environment(env_class, settings), console))
     if not metrics:
         console.print(f"{env_class.__name__}.evaluate() returned no metrics", markup=False)
         return OK
@@ -178,7 +183,15 @@ def run_evaluate(env_class: type[AgentEnv[Any]], settings: Settings, console: Co
     return OK
 
 
-async def _evaluate(env: AgentEnv[Any]) -> dict[str, Any]:
+async def _evaluate(env: AgentEnv[Any], console: Console) -> dict[str, Any]:
+    async with recorded(env, run_dir_for(env), default=True) as log:
+        metrics = await _evaluated(env)
+    if log is not None and log.written:
+        console.print(f"{log.written} trajectories: {log.path}", markup=False, soft_wrap=True)
+    return metrics
+
+
+async def _evaluated(env: AgentEnv[Any]) -> dict[str, Any]:
     try:
         await env.setup()
         evaluating = asyncio.ensure_future(env.evaluate())
@@ -217,7 +230,11 @@ def run_dir_for(env: AgentEnv[Any]) -> Path:
         return Path(given.removesuffix(".jsonl"))
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     name = "".join(part if part.isalnum() or part in "-_." else "-" for part in env.display_name)
-    base = Path("runs") / f"{name}-{stamp}"
+    return first_free(Path("runs") / f"{name}-{stamp}")
+
+
+def first_free(base: Path) -> Path:
+    """A path that is not there yet: `base`, or with a number behind it."""
     return next(path for number in range(1, 1000) if not (path := _numbered(base, number)).exists())
 
 

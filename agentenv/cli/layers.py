@@ -17,14 +17,13 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from agentenv.cli.fields import Kind, Setting
 from agentenv.errors import ConfigError
 from agentenv.naming import nearest
+from agentenv.yaml_file import load_yaml
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 ENV_PREFIX = "AGENTENV_"
@@ -63,32 +62,11 @@ class ConfigFile:
     values: dict[str, Any]
 
 
-class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice in one mapping."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = key_node.value
-            if key in seen and key != "<<":
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
 def load_config_file(path: Path) -> ConfigFile:
     """Read a YAML file. Raises `ConfigError` when it cannot be read or is no mapping with the
     known top keys.
     """
-    try:
-        content = yaml.load(path.read_bytes(), _Loader)  # noqa: S506 - a SafeLoader
-    except OSError as error:
-        raise ConfigError(f"configuration file {path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeError) as error:
-        raise ConfigError(f"configuration file {path} is no YAML: {error}") from error
-    content = {} if content is None else content
+    content = load_yaml(path)
     if not isinstance(content, dict):
         raise ConfigError(
             f"configuration file {path} must hold a mapping with the keys {', '.join(_FILE_KEYS)}"

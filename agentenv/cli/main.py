@@ -22,6 +22,7 @@ from agentenv.cli.environments import load_environment, registered_names
 from agentenv.cli.help import settings_help
 from agentenv.cli.layers import ConfigFile, load_config_file, split_flags
 from agentenv.cli.logs import configure_logging
+from agentenv.cli.run import add_run_parsers, run_batch, run_run
 from agentenv.cli.services import (
     ToolsOnly,
     add_executor_options,
@@ -30,7 +31,19 @@ from agentenv.cli.services import (
     run_tool_server,
 )
 from agentenv.cli.settings import Settings, resolve, setting_trees
+from agentenv.cli.sweeps import (
+    add_sweep_options,
+    add_sweep_parsers,
+    is_sweep_file,
+    refuse_sweep_options,
+    run_compare,
+    run_export,
+    run_sweep_command,
+    run_sweep_report,
+)
+from agentenv.cli.tasks import add_tasks_parser, run_tasks_check
 from agentenv.cli.train_demo import add_train_demo_parser, run_train_demo
+from agentenv.cli.trajectory import add_trajectory_parser, run_trajectory
 from agentenv.cli.trajectory_server import add_api_parser, run_api
 from agentenv.errors import AgentEnvError, ConfigError
 from agentenv.naming import nearest
@@ -49,6 +62,19 @@ _RUNS = {
     "serve": "feed a trainer with scored groups through its trajectory server",
     "executor": "serve the tools and sandboxes to agents in other processes",
 }
+_OTHERS = {
+    "api": run_api,
+    "batch": run_batch,
+    "compare": run_compare,
+    "export": run_export,
+    "report": run_sweep_report,
+    "run": run_run,
+    "train-demo": run_train_demo,
+    "tasks": run_tasks_check,
+    "tool-server": run_tool_server,
+    "trajectory": run_trajectory,
+}
+"""Commands that take their options and a console, and no settings."""
 _RUN_DIR_HELP = {
     "process": "where to write (default: a new one below runs/)",
     "serve": "what must outlive this process; name the same one again to go on (default: a new one below runs/)",
@@ -103,13 +129,7 @@ def _dispatch(
         return run_doctor(console)
     if options.command == "cleanup":
         return run_cleanup(options, console)
-    if options.command == "api":
-        return run_api(options, console)
-    if options.command == "train-demo":
-        return run_train_demo(options, console)
-    if options.command == "tool-server":
-        return run_tool_server(options, console)
-    return commands.run_report(Path(options.run_dir), console)
+    return _OTHERS[options.command](options, console)
 
 
 def _run_environment(
@@ -118,6 +138,10 @@ def _run_environment(
     flags: list[str],
     console: Console,
 ) -> int:
+    if options.command == "evaluate" and options.config and not options.help:
+        if env_class is None and is_sweep_file(Path(options.config)):
+            return run_sweep_command(options, flags, console)
+        refuse_sweep_options(options)
     file = load_config_file(Path(options.config)) if options.config else None
     if options.help:
         return _help(options, env_class, file, console)
@@ -250,9 +274,14 @@ def _agentenv_parser() -> argparse.ArgumentParser:
     add_train_demo_parser(chosen)
     add_tool_server_parser(chosen)
     add_api_parser(chosen)
-    report = chosen.add_parser("report", help="write the report.html of a run directory again")
-    report.add_argument("run_dir", metavar="RUN_DIR")
-    for other in (doctor, report, add_cleanup_parser(chosen)):
+    others = (
+        *add_run_parsers(chosen),
+        add_cleanup_parser(chosen),
+        *add_tasks_parser(chosen),
+        *add_trajectory_parser(chosen),
+        *add_sweep_parsers(chosen),
+    )
+    for other in (doctor, *others):
         _verbose(other)
     return parser
 
@@ -290,6 +319,8 @@ def _run_parser(chosen: Any, name: str, text: str) -> argparse.ArgumentParser:
         parser.add_argument(
             "--plain", action="store_true", help="progress as lines, also on a terminal"
         )
+    if name == "evaluate":
+        add_sweep_options(parser)
     if name == "process":
         parser.add_argument("--no-report", action="store_true", help="write no report.html")
     return parser

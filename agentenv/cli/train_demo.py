@@ -66,7 +66,7 @@ def run_train_demo(options: argparse.Namespace, console: Console) -> int:
             raise ConfigError(f"train-demo needs {module}: pip install 'agentenv[torch]'")
     from agentenv.training.demo.config import DemoConfig  # noqa: PLC0415 - imports torch
     from agentenv.training.demo.run import Demo, DemoOptions  # noqa: PLC0415
-    from agentenv.training.settings import read_yaml  # noqa: PLC0415
+    from agentenv.yaml_file import read_yaml  # noqa: PLC0415
 
     path = Path(options.config)
     config = read_yaml(path, DemoConfig)

@@ -5,8 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from agentenv.types import Usage
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from agentenv.tokens.base import Message
+    from agentenv_tools.schema import ToolCall, ToolSchema
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +53,25 @@ class ChatCompletion:
 
     text: str
     finish_reason: str
+    """`stop`, `length`, or `refused`: the model or its provider declined."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    cached_tokens: int = 0
+    """Of `prompt_tokens`."""
+    cost_usd: float | None = None
+    reasoning: str | None = None
+    """Beside `text`, where the server keeps the two apart."""
+    tool_calls: tuple[ToolCall, ...] = ()
+    """What `ToolCallingPolicy.chat_with_tools` was answered with."""
+    native: Any = field(default=None, compare=False, repr=False)
+    """The reply as the client wants it back in the next request, see `Message.native`."""
+
+    @property
+    def usage(self) -> Usage | None:
+        """What it took; None where the server did not tell."""
+        if not self.prompt_tokens and not self.completion_tokens:
+            return None
+        return Usage(self.prompt_tokens, self.completion_tokens, self.cached_tokens, self.cost_usd)
 
 
 class PolicyClient(Protocol):
@@ -91,6 +113,22 @@ class PolicyClient(Protocol):
 
     async def close(self) -> None:
         """Release connections. Idempotent."""
+        ...
+
+
+@runtime_checkable
+class ToolCallingPolicy(Protocol):
+    """A policy whose server takes tools and returns calls, so that neither is put into text."""
+
+    async def chat_with_tools(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[ToolSchema],
+        params: SamplingParams,
+        *,
+        trajectory_id: str,
+    ) -> ChatCompletion:
+        """One reply to a conversation whose messages hold calls and results as they are. Else as `chat`."""
         ...
 
 

@@ -71,6 +71,11 @@ def read_cast(file: Path, max_bytes: int) -> tuple[Recording, bool]:
     """
     with file.open("rb") as stream:
         data = stream.read(max_bytes + 1)
+    return parse_cast(data, file.stem.rpartition(".")[2], max_bytes)
+
+
+def parse_cast(data: bytes, session: str, max_bytes: int) -> tuple[Recording, bool]:
+    """The same, of a file's bytes. Raises `ValueError`."""
     lines = data[:max_bytes].decode("utf-8", "replace").split("\n")
     whole = len(data) <= max_bytes
     header = json.loads(lines[0])
@@ -78,7 +83,7 @@ def read_cast(file: Path, max_bytes: int) -> tuple[Recording, bool]:
         raise ValueError("it has no header of an asciinema cast, version 2")
     width, height = clamp_size(header.get("width"), header.get("height"))
     events = tuple(_events(lines[1:] if whole else lines[1:-1]))
-    return Recording(file.stem.rpartition(".")[2], width, height, events), not whole
+    return Recording(session, width, height, events), not whole
 
 
 def clamp_size(width: object, height: object) -> tuple[int, int]:

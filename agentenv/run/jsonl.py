@@ -37,6 +37,15 @@ def encode_line(value: Any) -> bytes:
     return "".join(_pieces(value, 0)).encode("utf-8", "replace") + b"\n"
 
 
+def encode_json(value: Any) -> bytes:
+    """`value` as JSON, as `encode_line` would have it but for line breaks: several times as fast where it is plain."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    except (TypeError, ValueError, RecursionError):  # something that JSON does not know
+        return encode_line(value).rstrip()
+    return text.encode("utf-8", "replace")
+
+
 def json_plain(value: Any) -> Any:
     """`value` as a reader of its line gets it back: dicts, lists and scalars, each key once (the last counts)."""
     return json.loads(encode_line(value))
@@ -117,6 +126,13 @@ def _plain(value: Any) -> Any:
     return to_list() if callable(to_list) else repr(value)
 
 
+def loads_strictly(raw: bytes) -> Any:
+    """One JSON value. Raises `ValueError` for what is none, for a key that stands twice in one object, for NaN and for
+    infinities; `RecursionError` for nesting beyond the interpreter's.
+    """
+    return json.loads(raw.decode(), object_pairs_hook=_unique, parse_constant=_refuse)
+
+
 @dataclass(frozen=True, slots=True)
 class Line:
     """A line that is a JSON object."""
@@ -162,7 +178,7 @@ def scan(path: Path) -> Iterator[Line | BadLine]:
 def _read_line(number: int, offset: int, raw: bytes) -> Line | BadLine:
     torn = not raw.endswith(b"\n")
     try:
-        value = json.loads(raw.decode(), object_pairs_hook=_unique, parse_constant=_refuse)
+        value = loads_strictly(raw)
     except (ValueError, RecursionError) as error:
         reason = f"{type(error).__name__}: {error}"
         return BadLine(number, offset, len(raw), "cut short" if torn else reason, torn)

@@ -8,9 +8,11 @@ other script, no form, no frame.
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import html
 import json
+from dataclasses import dataclass
 from importlib.resources import files
 from string import Template
 from typing import TYPE_CHECKING, Any
@@ -23,30 +25,56 @@ _ESCAPES = str.maketrans(
 )
 
 
-def page_start(title: str) -> bytes:
-    """The page up to its data."""
-    style = _source("report.css")
+@dataclass(frozen=True, slots=True)
+class PageSource:
+    """What a page is made of beside its data: files of `templates` folders, as `package/file`."""
+
+    scripts: tuple[str, ...]
+    styles: tuple[str, ...] = ("agentenv.run/report.css",)
+    body: str = "agentenv.run/report.html"
+
+    def script(self) -> str:
+        """All scripts, as one."""
+        return "".join(map(_source, self.scripts))
+
+    def style(self) -> str:
+        """All styles, as one."""
+        return "".join(map(_source, self.styles))
+
+
+RUN_PAGE = PageSource(
+    scripts=(
+        "agentenv.run/elements.js",
+        "agentenv.run/trajectory.js",
+        "agentenv.run/terminal.js",
+        "agentenv.run/report.js",
+    )
+)
+
+
+def page_start(title: str, source: PageSource = RUN_PAGE, *, asks: bool = False) -> bytes:
+    """The page up to its data. With `asks` its script may ask the server that it came from, and nobody else."""
+    style = source.style()
     policy = (
         "default-src 'none'; base-uri 'none'; form-action 'none'; "
-        f"script-src {_hash(_script())}; style-src {_hash(style)}; img-src data:"
+        f"script-src {_hash(source.script())}; style-src {_hash(style)}; img-src data:"
     )
-    page = Template(_source("report.html"))
+    if asks:
+        policy += "; connect-src 'self'"
+    page = Template(_source(source.body))
     return page.substitute(title=html.escape(title), policy=policy, style=style).encode(
         "utf-8", "replace"
     )
 
 
-def page_end() -> bytes:
+def page_end(source: PageSource = RUN_PAGE) -> bytes:
     """The rest of the page: its script."""
-    return f"<script>{_script()}</script>\n</body>\n</html>\n".encode()
-
-
-def _script() -> str:
-    return _source("elements.js") + _source("terminal.js") + _source("report.js")
+    return f"<script>{source.script()}</script>\n</body>\n</html>\n".encode()
 
 
 def _source(name: str) -> str:
-    return (files("agentenv.run") / "templates" / name).read_text("utf-8")
+    package, _, file = name.partition("/")
+    return (files(package) / "templates" / file).read_text("utf-8")
 
 
 def data_block(name: str, value: Any) -> bytes:
@@ -56,27 +84,35 @@ def data_block(name: str, value: Any) -> bytes:
     return block.encode("utf-8", "replace")
 
 
+def packed_block(name: str, data: bytes) -> bytes:
+    """Bytes, compressed, as a block of base64 that a script unpacks when it is asked for: `packed.js`."""
+    text = base64.b64encode(gzip.compress(data, 6, mtime=0)).decode()
+    return f'<script type="text/plain" id="{name}">{text}</script>\n'.encode()
+
+
 def _hash(source: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()}'"
 
 
-def clip(value: Any, limit: int) -> Any:
-    """A copy of a JSON value whose longer texts are cut to `limit` characters, saying so."""
+def clip(value: Any, limit: int, whole: str = "groups.jsonl") -> Any:
+    """A copy of a JSON value whose longer texts are cut to `limit` characters, saying so; `whole` has all of them."""
     if isinstance(value, str):
-        return value if len(value) <= limit else _cut(value, limit)
+        return value if len(value) <= limit else _cut(value, limit, whole)
     if isinstance(value, dict):
-        return {_key(key): clip(entry, limit) for key, entry in value.items()}
-    return [clip(entry, limit) for entry in value] if isinstance(value, list) else value
+        return {_key(key): clip(entry, limit, whole) for key, entry in value.items()}
+    return [clip(entry, limit, whole) for entry in value] if isinstance(value, list) else value
 
 
 def _key(key: str) -> str:
     return key if len(key) <= 200 else f"{key[:200]}..."
 
 
-def _cut(text: str, limit: int) -> str:
+def _cut(text: str, limit: int, whole: str) -> str:
     head, tail = text[: limit * 3 // 4], text[-(limit // 4) :]
     left_out = len(text) - len(head) - len(tail)
-    return f"{head}\n[... {left_out:,} characters are not in this page; groups.jsonl has them ...]\n{tail}"
+    return (
+        f"{head}\n[... {left_out:,} characters are not in this page; {whole} has them ...]\n{tail}"
+    )
 
 
 def run_lengths(flags: Iterator[bool]) -> list[int]:

@@ -19,8 +19,10 @@ MAX_PICTURE_CHARS = 1_500_000
 class Pictures:
     """What a page has room for, first come first served."""
 
-    def __init__(self, *, max_chars: int) -> None:
+    def __init__(self, *, max_chars: int, whole: str = "groups.jsonl") -> None:
+        """`whole` is what has the images that there is no room for."""
         self._room = max_chars
+        self._whole = whole
 
     def put_into(self, shown: dict[str, Any], trajectory: dict[str, Any]) -> None:
         """Give the tool calls of `shown`, a clipped copy of `trajectory`, their images; what is left out says so."""
@@ -42,7 +44,7 @@ class Pictures:
         note = f"{media_type}, {part.width} x {part.height} pixels"
         if len(data) > min(MAX_PICTURE_CHARS, self._room):
             return {
-                "note": f"{note}: {len(data) * 3 // 4:,} bytes are not in this page; groups.jsonl has them"
+                "note": f"{note}: {len(data) * 3 // 4:,} bytes are not in this page; {self._whole} has them"
             }
         self._room -= len(data)
         return {"media_type": media_type, "data": part.data, "note": note}

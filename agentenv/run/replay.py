@@ -11,8 +11,8 @@ from __future__ import annotations
 import re
 import time
 from dataclasses import dataclass, field
-from functools import lru_cache
-from itertools import groupby
+from functools import lru_cache, partial
+from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +20,10 @@ import pyte
 from pyte import modes
 from wcwidth import wcwidth
 
-from agentenv.run.casts import CASTS_FOLDER, parse_size, read_cast
+from agentenv.run.casts import CASTS_FOLDER, parse_cast, parse_size, read_cast
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from agentenv_backends.results import Recording, TerminalEvent
 
@@ -86,14 +86,27 @@ class Replays:
         named = paths[:_MAX_CASTS] if isinstance(paths, list | tuple) else ()
         return [self._one(path) for path in named if isinstance(path, str)]
 
+    def of_casts(self, casts: Iterable[tuple[str, bytes]]) -> list[dict[str, Any]]:
+        """Casts that are at hand, by session."""
+        return [
+            self._rendered("", session, partial(parse_cast, cast, session, MAX_CAST_BYTES))
+            for session, cast in islice(casts, _MAX_CASTS)
+        ]
+
     def _one(self, path: str) -> dict[str, Any]:
         name = Path(path).name  # whatever a line says, only this folder is read
+        file = self._run_dir / CASTS_FOLDER / name
         session = name.removesuffix(".cast").rpartition(".")[2]
+        return self._rendered(path, session, partial(read_cast, file, MAX_CAST_BYTES))
+
+    def _rendered(
+        self, path: str, session: str, read: Callable[[], tuple[Recording, bool]]
+    ) -> dict[str, Any]:
         if self._chars_left <= 0 or time.monotonic() > self._ends:
             note = "Not in this page, which holds as many terminals as it may."
             return Replay(session, [], [note]).to_json(path[:300])
         try:
-            recording, more = read_cast(self._run_dir / CASTS_FOLDER / name, MAX_CAST_BYTES)
+            recording, more = read()
         except (OSError, ValueError, RecursionError) as error:
             return Replay(session, [], [f"It cannot be read: {error}"[:300]]).to_json(path[:300])
         replay = render(recording, max_chars=min(self._chars_left, MAX_FRAME_CHARS))

@@ -1,4 +1,4 @@
-"""Serving a fake engine on a loopback port, in the event loop of the test."""
+"""Serving fakes on a loopback port, in the event loop of the test."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from agentenv.testing.engine import FakeEngine
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
+
+    from starlette.types import ASGIApp
 
 _START_TIMEOUT = 10.0
 _TURNS_OF_ACCEPTING = 5
@@ -59,21 +61,21 @@ class _Server(uvicorn.Server):
                 transport.abort()
 
 
-class RunningEngine:
-    """A fake engine being served. `kill` and `revive` make its server die and come back on the
-    same port.
+class RunningApp:
+    """An ASGI application being served on a loopback port. `kill` and `revive` make its server die and come back on
+    the same port.
     """
 
-    def __init__(self, engine: FakeEngine) -> None:
-        self.engine = engine
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
         self.port = 0
         self._server: _Server | None = None
         self._task: asyncio.Task[Any] | None = None
 
     @property
-    def base_url(self) -> str:
-        """For `APIServerConfig.base_url`."""
-        return f"http://127.0.0.1:{self.port}/v1"
+    def root_url(self) -> str:
+        """Its address, without a path."""
+        return f"http://127.0.0.1:{self.port}"
 
     async def revive(self) -> None:
         """Serve, on the port of before if there was one."""
@@ -83,7 +85,7 @@ class RunningEngine:
         listener.bind(("127.0.0.1", self.port))
         self.port = listener.getsockname()[1]
         config = uvicorn.Config(
-            self.engine, log_config=None, log_level="critical", access_log=False, lifespan="off"
+            self.app, log_config=None, log_level="critical", access_log=False, lifespan="off"
         )
         self._server = _Server(config)
         self._task = asyncio.create_task(self._server.serve(sockets=[listener]))
@@ -99,6 +101,19 @@ class RunningEngine:
             await task
 
 
+class RunningEngine(RunningApp):
+    """A fake engine being served."""
+
+    def __init__(self, engine: FakeEngine) -> None:
+        super().__init__(engine)
+        self.engine = engine
+
+    @property
+    def base_url(self) -> str:
+        """For `APIServerConfig.base_url`."""
+        return f"{self.root_url}/v1"
+
+
 @asynccontextmanager
 async def running_engine(
     engine: FakeEngine | None = None, **options: Any
@@ -109,6 +124,17 @@ async def running_engine(
     if engine is not None and options:
         raise ValueError("give either an engine or the options of one")
     running = RunningEngine(engine or FakeEngine(**options))
+    await running.revive()
+    try:
+        yield running
+    finally:
+        await running.kill()
+
+
+@asynccontextmanager
+async def running_app(app: ASGIApp) -> AsyncIterator[RunningApp]:
+    """Serve an ASGI application on a free loopback port inside the block."""
+    running = RunningApp(app)
     await running.revive()
     try:
         yield running

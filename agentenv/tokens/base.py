@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from agentenv.types import Usage
     from agentenv_tools.schema import ImagePart, ToolCall
 
 IGNORE_TOKEN = -100
@@ -34,6 +35,9 @@ class Message:
     images: tuple[ImagePart, ...] = ()
     """Tool only: for chat servers that take images. Token families here are text only and never render them: what
     `content` says of an image is all they get."""
+    native: Any = field(default=None, compare=False, repr=False)
+    """Assistant only: the reply as its chat client wants it back, signatures of its reasoning included. Nobody else
+    looks at it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,20 @@ class ParsedReply:
     reasoning: str | None
     tool_calls: tuple[ToolCall, ...]
     """In the order written; malformed ones have their `error` set. Calls inside reasoning are not calls."""
+    usage: Usage | None = None
+    """What the reply took; None where the engine did not tell."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Where one reply lies in a sequence: `tokens[start:end]`, and `tokens[:start]` was its prompt."""
+
+    number: int
+    """From 1: which of the trajectory's replies it is."""
+    start: int
+    end: int
+    policy_version: str | None = None
+    finish_reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,3 +81,5 @@ class TokenSequence:
     policy_versions: tuple[str, ...] = ()
     """Each version that sampled a part of it, in order, without repeats."""
     metadata: dict[str, Any] = field(default_factory=dict)
+    turns: tuple[Turn, ...] = ()
+    """The replies in it, in order; empty where whoever made it did not say."""

@@ -22,7 +22,14 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from agentenv.errors import PolicyError, TokensUnavailableError
-from agentenv.tokens.base import IGNORE_TOKEN, MASKED_LOGPROB, Message, ParsedReply, TokenSequence
+from agentenv.tokens.base import (
+    IGNORE_TOKEN,
+    MASKED_LOGPROB,
+    Message,
+    ParsedReply,
+    TokenSequence,
+    Turn,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,15 +50,18 @@ class _Draft:
     masks: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     versions: list[str] = field(default_factory=list)
-    turns: int = 0
-    finish_reason: str = ""
+    turns: list[Turn] = field(default_factory=list)
 
-    def append(self, prompt: list[int], completion: Completion) -> None:
-        """Add what is new in `prompt`, as context, and the completion."""
-        self.turns += 1
-        self.finish_reason = completion.finish_reason
-        if not completion.token_ids:
-            return
+    def append(self, number: int, prompt: list[int], completion: Completion) -> None:
+        """Add what is new in `prompt`, as context, and the completion, which is the trajectory's `number`-th."""
+        if completion.token_ids:
+            self._append_tokens(prompt, completion)
+        end = len(self.tokens)
+        start = end - len(completion.token_ids)
+        version, reason = completion.policy_version, completion.finish_reason
+        self.turns.append(Turn(number, start, end, version, reason))
+
+    def _append_tokens(self, prompt: list[int], completion: Completion) -> None:
         context = prompt[len(self.tokens) :]
         self.tokens += context
         self.masks += [IGNORE_TOKEN] * len(context)
@@ -72,7 +82,11 @@ class _Draft:
             masks=list(self.masks),
             logprobs=list(self.logprobs),
             policy_versions=tuple(dict.fromkeys(self.versions)),
-            metadata={"turns": self.turns, "finish_reason": self.finish_reason},
+            metadata={
+                "turns": len(self.turns),
+                "finish_reason": self.turns[-1].finish_reason if self.turns else "",
+            },
+            turns=tuple(self.turns),
         )
         _check_sequence(sequence)
         return sequence
@@ -92,6 +106,7 @@ class Dialogue:
         self._drafts: list[_Draft] = []
         self._call_ids: set[str] = set()
         self._call_numbers = itertools.count(1)
+        self._replies = 0
         self.sampled_tokens = 0
         """Tokens the policy wrote."""
 
@@ -139,7 +154,8 @@ class Dialogue:
         )
         if not self._prompt_extends:
             self._drafts.append(_Draft())
-        self._drafts[-1].append(self._prompt, completion)
+        self._replies += 1
+        self._drafts[-1].append(self._replies, self._prompt, completion)
         self.sampled_tokens += len(completion.token_ids)
         self._last_turn, self._prompt, self._unanswered = (self._prompt, completion), None, []
         self._messages.append(

@@ -15,7 +15,8 @@ from agentenv.cli.logs import configure_logging
 from agentenv.errors import AgentEnvError
 from agentenv.stopping import StopRequests
 from agentenv.training.service import train
-from agentenv.training.settings import TrainerConfig, read_yaml
+from agentenv.training.settings import TrainerConfig
+from agentenv.yaml_file import read_yaml
 from agentenv_tools.errors import ToolError
 
 if TYPE_CHECKING:

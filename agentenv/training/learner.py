@@ -24,6 +24,9 @@ class LearnerSettings:
     learning_rate: float = 2e-4
     """Of AdamW."""
     clip: Clip = field(default_factory=Clip)
+    passes: int = 1
+    """Steps of the optimizer on each batch, all of it each time (Shao et al., 2024, DeepSeekMath, arXiv:2402.03300,
+    algorithm 1, GRPO iterations). The clip keeps the later ones near the weights that sampled."""
     max_grad_norm: float = 1.0
     """The gradient is scaled down to this norm where it is longer."""
     micro_batch_tokens: int = 4_096
@@ -34,7 +37,9 @@ class LearnerSettings:
 
 @dataclass(frozen=True, slots=True)
 class StepStats:
-    """What one step saw. Means and shares are over the trained tokens of the rows with an advantage; 0 without any."""
+    """What one step saw, in its first pass but where said. Means and shares are over the trained tokens of the rows
+    with an advantage; 0 without any.
+    """
 
     rows: int
     """Rows with an advantage."""
@@ -44,11 +49,21 @@ class StepStats:
     grad_norm: float
     """Before it was scaled down."""
     clipped_share: float
+    """In the last pass."""
     mean_ratio: float
     mean_abs_log_ratio: float
     """Grows with the age of the groups; near 0 where the weights are those that sampled."""
     max_abs_log_ratio: float
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Pass:
+    """What one step of the optimizer saw."""
+
+    loss: float
+    grad_norm: float
+    sums: LossSums
 
 
 class Learner:
@@ -69,18 +84,13 @@ class Learner:
 
         Rows without an advantage count in the average and are not computed: a batch that has little to teach changes
         little. One that has nothing to teach changes nothing.
-        Raises `RuntimeError`, with the weights unchanged, when the gradient is not finite.
+        Raises `RuntimeError`, with the weights as the pass before left them, when the gradient is not finite.
         """
         started = time.perf_counter()
         total = sum(int(row.trained.sum()) for row in rows)
         teaching = [row for row in rows if row.teaches]
-        self.optimizer.zero_grad()
-        loss, sums = 0.0, NO_SUMS
-        for batch in micro_batches(teaching, self.settings.micro_batch_tokens):
-            part, seen = self._backward(batch, total)
-            loss, sums = loss + part, sums + seen
-        norm = self._update(rate) if teaching else 0.0
-        return _stats(len(teaching), loss, norm, sums, time.perf_counter() - started)
+        passes = [self._pass(teaching, total, rate) for _ in range(self.settings.passes)]
+        return _stats(passes, rows=len(teaching), seconds=time.perf_counter() - started)
 
     def compare(self, rows: Iterable[Row]) -> LossSums:
         """How far the log-probs of the rows are from those the present weights give; learns nothing."""
@@ -94,10 +104,17 @@ class Learner:
         """A copy of the weights as they are."""
         return {name: value.detach().clone() for name, value in self.model.state_dict().items()}
 
-    def _backward(self, batch: MicroBatch, total: int) -> tuple[float, LossSums]:
-        loss, sums = self._loss(batch, total)
-        loss.backward()
-        return float(loss.detach()), sums
+    def _pass(self, rows: Sequence[Row], total: int, rate: float) -> _Pass:
+        """One step of the optimizer."""
+        if not rows:
+            return _Pass(0.0, 0.0, NO_SUMS)
+        self.optimizer.zero_grad()
+        loss, sums = 0.0, NO_SUMS
+        for batch in micro_batches(rows, self.settings.micro_batch_tokens):
+            part, seen = self._loss(batch, total)
+            part.backward()
+            loss, sums = loss + float(part.detach()), sums + seen
+        return _Pass(loss, self._update(rate), sums)
 
     def _loss(self, batch: MicroBatch, total: int) -> tuple[Any, LossSums]:
         return grpo_loss(
@@ -119,16 +136,17 @@ class Learner:
         return float(norm)
 
 
-def _stats(rows: int, loss: float, norm: float, sums: LossSums, seconds: float) -> StepStats:
-    tokens = sums.tokens or 1
+def _stats(passes: Sequence[_Pass], *, rows: int, seconds: float) -> StepStats:
+    first, last = passes[0], passes[-1]
+    tokens = first.sums.tokens or 1
     return StepStats(
         rows=rows,
-        trained_tokens=sums.tokens,
-        loss=loss,
-        grad_norm=norm,
-        clipped_share=sums.clipped / tokens,
-        mean_ratio=sums.ratio / tokens,
-        mean_abs_log_ratio=sums.abs_log_ratio / tokens,
-        max_abs_log_ratio=sums.max_abs_log_ratio,
+        trained_tokens=first.sums.tokens,
+        loss=first.loss,
+        grad_norm=first.grad_norm,
+        clipped_share=last.sums.clipped / tokens,
+        mean_ratio=first.sums.ratio / tokens,
+        mean_abs_log_ratio=first.sums.abs_log_ratio / tokens,
+        max_abs_log_ratio=first.sums.max_abs_log_ratio,
         seconds=seconds,
     )

@@ -1,18 +1,13 @@
-"""Settings of a trainer process, and reading them."""
+"""Settings of a trainer process."""
 
 from __future__ import annotations
 
 from pathlib import Path  # noqa: TC003 - pydantic reads it
-from typing import TypeVar
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
-from agentenv.errors import ConfigError
 from agentenv.training.learner import LearnerSettings
 from agentenv.training.loss import Clip
-
-ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
 class GrpoConfig(BaseModel):
@@ -28,6 +23,8 @@ class GrpoConfig(BaseModel):
     """Of AdamW, at the first step."""
     final_rate: float = Field(default=0.1, ge=0, le=1)
     """Share of the learning rate that is left at the last step; it falls along a line."""
+    passes: int = Field(default=1, ge=1)
+    """Steps of the optimizer on each batch, all of it each time."""
     clip_low: float = Field(default=0.2, gt=0, lt=1)
     """The importance ratio is clipped to 1 - clip_low ..."""
     clip_high: float = Field(default=0.2, gt=0)
@@ -50,6 +47,7 @@ class GrpoConfig(BaseModel):
         return LearnerSettings(
             learning_rate=self.learning_rate,
             clip=Clip(self.clip_low, self.clip_high),
+            passes=self.passes,
             max_grad_norm=self.max_grad_norm,
             micro_batch_tokens=self.micro_batch_tokens,
         )
@@ -76,22 +74,3 @@ class TrainerConfig(BaseModel):
     """Name under which batches are leased. None: they are taken without acknowledgement."""
     grpo: GrpoConfig = Field(default_factory=GrpoConfig)
     """The rest."""
-
-
-def read_yaml(path: Path, model: type[ModelT]) -> ModelT:
-    """A YAML file as a `model`. Raises `ConfigError` naming the file and the keys."""
-    try:
-        content = yaml.safe_load(path.read_bytes())
-    except OSError as error:
-        raise ConfigError(f"configuration file {path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeError) as error:
-        raise ConfigError(f"configuration file {path} is no YAML: {error}") from error
-    try:
-        return model.model_validate({} if content is None else content)
-    except ValidationError as error:
-        problems = error.errors(include_url=False, include_context=False)
-        said = "".join(
-            f"\n  {'.'.join(map(str, problem['loc'])) or 'file'}: {problem['msg']}"
-            for problem in problems
-        )
-        raise ConfigError(f"{path} cannot be used:{said}") from error

@@ -24,7 +24,7 @@ def sweep(*, remove: bool) -> tuple[Leftover, ...]:
     folders = leftovers.abandoned(tempfile.gettempdir())
     processes = _processes(folders, remove=remove)
     groups = [
-        _thing("cgroup", path, removed=remove and cgroups.remove_abandoned(path))
+        _thing("cgroup", path, removed=remove and cgroups.remove_with_members(path))
         for path in cgroups.abandoned()
     ]
     left = [_thing("folder", path, removed=remove and remove_tree(path)) for path in folders]

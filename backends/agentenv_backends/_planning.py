@@ -67,14 +67,18 @@ class Planner:
         self.wake_at = min(self.wake_at, soonest)
 
     def retire(self) -> None:
-        """Take no more trajectories to hosts whose time has come, and end those that have none."""
+        """Take no more trajectories to hosts whose time has come, and end those that have none.
+
+        Snapshots that lie there go a little earlier than they would; whoever needs one has it made anew.
+        """
         now = self._clock()
         for host in list(self._fleet.live()):
-            if not host.retired and host.retires_at <= now:
-                host.retired = True
-                for slot_id in list(host.available):
-                    self._fleet.discard(host, slot_id, replace=False)
-            if host.retired and not host.in_use and not host.pins:
+            host.retired = host.retired or host.retires_at <= now
+            if not host.retired:
+                continue
+            for slot_id in list(host.available):
+                self._fleet.discard(host, slot_id, replace=False)
+            if not host.in_use:
                 self._fleet.end(host, "its lifetime is nearly over")
 
     # --- What went well, and what did not --------------------------------------------------------

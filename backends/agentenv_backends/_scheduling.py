@@ -231,8 +231,6 @@ class Scheduler:
                 host.proved = True
                 self._planner.host_proved()
             self._fleet.make_available(host, slot_id)
-            if host.retired:
-                self._fleet.discard(host, slot_id, replace=False)
             self._plan()
 
     def slot_failed(self, slot_id: str, reason: str) -> None:

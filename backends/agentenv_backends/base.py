@@ -113,6 +113,11 @@ class Backend(Protocol):
     grace_s: float
 
     @property
+    def profiles(self) -> Sequence[str]:
+        """Names of the kinds of slots there are, the usual one first. Most backends have one, `default`."""
+        ...
+
+    @property
     def capabilities(self) -> Capabilities:
         """What this backend can do; valid after `start`."""
         ...

@@ -219,6 +219,8 @@ class LocalProvider:
             max_processes=config.max_processes,
             cpus=config.cpus,
             open_files=config.open_files,
+            folders=config.folders,
+            variables=config.plain_variables,
             allow_network=config.allow_network,
             uid_base=uids.base if uids is not None else 0,
             uid_count=RANGE_SIZE,

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from agentenv_backends.settings import PoolSettings
 
 T = TypeVar("T")
+_ONLY_PROFILE = "default"
 
 
 class SlotPool:
@@ -94,6 +95,11 @@ class SlotPool:
         await self.stop()
 
     # --- Life ------------------------------------------------------------------------------------
+
+    @property
+    def profiles(self) -> Sequence[str]:
+        """One: all slots are of the same kind."""
+        return (_ONLY_PROFILE,)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -153,16 +159,16 @@ class SlotPool:
     ) -> Slot:
         """Take a slot, strictly first come, first served. See `Backend.acquire`.
 
-        All slots are of one kind, `default`. Raises also `HostStartError` when no host can be had,
+        Raises also `HostStartError` when no host can be had,
         `BackendStoppedError` outside of start and stop.
         """
         if self._starting is None or self._stopping is not None:
             raise BackendStoppedError(
                 "no slot can be had: the backend was not started, or was stopped"
             )
-        if profile not in (None, "default"):
+        if profile not in (None, _ONLY_PROFILE):
             raise CapabilityError(
-                f"trajectory {trajectory_id}: this backend has no profile {profile!r}; all its slots are of one kind"
+                f"no profile {profile!r}: all slots of this backend are of one kind"
             )
         limit = self._settings.acquire_timeout_s if timeout_s is None else timeout_s
         return (await self._waiting.wait(trajectory_id, limit)).slot

@@ -42,6 +42,11 @@ class ProfiledPools:
         await self.stop()
 
     @property
+    def profiles(self) -> Sequence[str]:
+        """Their names, in the order given."""
+        return tuple(self._pools)
+
+    @property
     def capabilities(self) -> Capabilities:
         """What every profile can do; `isolation` is the first one's. Valid after `start`."""
         each = [pool.capabilities for pool in self._pools.values()]
@@ -70,9 +75,7 @@ class ProfiledPools:
         """Take a slot of `profile`. See `Backend.acquire`."""
         pool = self._first if profile is None else self._pools.get(profile)
         if pool is None:
-            raise CapabilityError(
-                f"trajectory {trajectory_id}: there is no profile {profile!r}, but {', '.join(self._pools)}"
-            )
+            raise CapabilityError(f"no profile {profile!r}; there is: {', '.join(self._pools)}")
         slot = await pool.acquire(trajectory_id, timeout_s=timeout_s)
         self._of_host[slot.host_id] = pool
         return slot

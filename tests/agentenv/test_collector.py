@@ -14,10 +14,11 @@ from agentenv.control.filters import GroupFilters
 from agentenv.group import build_group, current_group
 from agentenv.run.progress import QuietProgress
 from tests.agentenv.fake_env import EchoEnv, make_env, policy_of, solver
+from tests.waiting import WITHIN_S
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(WITHIN_S):
         while not condition():
             await asyncio.sleep(0.002)
 
@@ -67,7 +68,7 @@ async def gated() -> GatedEnv:
 
 async def take(collector: Collector, groups: int) -> list[Any]:
     taken: list[Any] = []
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(WITHIN_S):
         async for collected in collector:
             taken.append(collected)
             if len(taken) == groups:
@@ -165,7 +166,7 @@ async def test_a_pause_starts_nothing_and_ends_nothing():
 
 async def take_some(collector: Collector, count: int) -> list[Any]:
     """Take groups without ending the collection, as leaving an `async for` would."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(WITHIN_S):
         return [await collector.take() for _ in range(count)]
 
 
@@ -313,7 +314,8 @@ async def test_a_dataset_that_awaited_what_was_cancelled_ends_the_iteration_with
     await env.shutdown()
 
 
-async def test_it_goes_on_through_failures_unless_told_otherwise():
+async def test_it_goes_on_through_failures_unless_told_otherwise(monkeypatch):
+    monkeypatch.setattr("agentenv.collector._LONGEST_PAUSE_S", 0.1)
     left = [5]
 
     def script(request: Any) -> Any:

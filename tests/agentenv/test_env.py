@@ -20,6 +20,7 @@ from agentenv_backends.requests import ExecRequest
 from agentenv_backends.results import ExecResult
 from agentenv_backends.testing import FakeProvider, FakeSlot, Faults, exec_result, fake_pool
 from tests.agentenv.fake_env import EchoEnv, call_text, make_env, policy_of
+from tests.waiting import WITHIN_S
 
 
 async def collect(env: EchoEnv, item: Any = 0) -> tuple[Any, list[Any], GroupContext]:
@@ -144,7 +145,7 @@ async def test_a_cancelled_group_gives_back_every_slot():
     env = make_env(lambda request: call_text("sleep 100"), group_size=4)
     await env.setup()
     task = asyncio.create_task(env.collect_trajectories(0))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(WITHIN_S):
         while env.runtime.backend.stats().acquired_slots < 4:
             await asyncio.sleep(0.01)
     task.cancel()
@@ -269,7 +270,7 @@ async def test_a_cleanup_that_hangs_is_left_behind_and_the_backend_stopped(
     monkeypatch.setattr("agentenv.env.CLEANUP_TIMEOUT_S", 0.01)
     env = make_env(env_cls=Stuck)
     await env.setup()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(WITHIN_S):
         with pytest.raises(AgentEnvError, match="cleanup"):
             await env.shutdown()
     assert env.runtime.backend.stats().hosts == 0

@@ -15,6 +15,7 @@ from agentenv.run.directory import RunDirectory, read_groups
 from agentenv.run.progress import QuietProgress
 from agentenv_backends.testing import FakeProvider, Faults, fake_pool
 from tests.agentenv.fake_env import EchoEnv, call_text, make_env, policy_of, solver
+from tests.waiting import WITHIN_S
 
 
 async def run(env: EchoEnv, path: Path) -> tuple[int, QuietProgress]:
@@ -120,7 +121,7 @@ async def signalled(env: EchoEnv, path: Path, *signals: float) -> int:
         await asyncio.sleep(delay)
         os.kill(os.getpid(), signal.SIGINT)
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(WITHIN_S):
             return await task
     finally:
         await directory.close()
@@ -250,7 +251,7 @@ async def test_one_ctrl_c_ends_a_run_that_waits_for_its_data(tmp_path: Path, hoo
     setattr(Slow, hook, wait)
     env = make_env(env_cls=Slow)
     task = asyncio.create_task(process(env))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(WITHIN_S):
         await entered.wait()
         os.kill(os.getpid(), signal.SIGINT)
         assert await task == 0

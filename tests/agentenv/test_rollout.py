@@ -170,7 +170,7 @@ async def test_waiting_for_a_slot_counts_against_no_hook_and_no_agent():
     bench = FunctionWorkbench()
 
     async def wait() -> None:
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(1.2)
 
     bench.slot_wait = wait
 
@@ -182,7 +182,7 @@ async def test_waiting_for_a_slot_counts_against_no_hook_and_no_agent():
         ScriptedSession(calls("terminal"), answer("x")),
         workbench=bench,
         verifier=FunctionVerifier(prepare=prepare),
-        limits=RolloutLimits(rollout_timeout_s=0.15, verify_timeout_s=0.1),
+        limits=RolloutLimits(rollout_timeout_s=1.0, verify_timeout_s=1.0),
     )
     assert (record.outcome, record.stop_reason) == (Outcome.SCORED, StopReason.FINAL_ANSWER)
 
@@ -231,7 +231,7 @@ async def test_a_reply_cut_by_the_rollouts_own_deadline_is_a_spent_budget():
 
 async def test_a_single_reply_that_takes_half_the_rollouts_time_is_the_engines_failure():
     record = await run(
-        ScriptedSession(never), limits=RolloutLimits(rollout_timeout_s=0.1, verify_timeout_s=5)
+        ScriptedSession(never), limits=RolloutLimits(rollout_timeout_s=1.0, verify_timeout_s=5)
     )
     assert record.outcome is Outcome.INFRASTRUCTURE_FAILED
 
@@ -279,15 +279,18 @@ async def test_a_cancelled_rollout_releases_its_slot_before_it_ends():
 
 async def test_a_second_cancellation_does_not_abort_teardown():
     done: list[str] = []
+    may_end = asyncio.Event()
 
     async def teardown() -> None:
-        await asyncio.sleep(0.05)
+        await may_end.wait()
         done.append("torn down")
 
     task = asyncio.create_task(finish(teardown()))
     for _ in range(2):
         await asyncio.sleep(0.01)
         task.cancel()
+    await asyncio.sleep(0.01)
+    may_end.set()
     with pytest.raises(asyncio.CancelledError):
         await task
     assert done == ["torn down"]

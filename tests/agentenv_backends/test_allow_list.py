@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from agentenv_backends import allow_list
 from agentenv_backends.allow_list import AllowList, RefusedError, Rule, is_public
 from agentenv_backends.config import DockerConfig
+from tests.waiting import WITHIN_S
 
 PUBLIC = "93.184.216.34"
 PUBLIC_6 = "2606:2800:220:1:248:1893:25c8:1946"
@@ -197,7 +198,7 @@ async def test_names_that_nobody_answers_for_hold_up_no_other_list(
     waiting = [asyncio.create_task(hostile.addresses(f"{n}.a.org:443")) for n in range(50)]
     await asyncio.sleep(0)
     try:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(WITHIN_S):
             found, _ = await AllowList(["example.org"]).addresses("example.org:443")
         assert [str(address) for address in found] == [PUBLIC]
     finally:

@@ -2,7 +2,6 @@
 # mypy: disable-error-code="no-untyped-call, union-attr"
 
 import asyncio
-import contextlib
 import os
 import random
 import shutil
@@ -10,10 +9,10 @@ import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from agentenv_backends import _process, local
@@ -29,6 +28,8 @@ from agentenv_backends.errors import (
 from agentenv_backends.requests import ExecRequest, ListRequest, ReadRequest, WriteRequest
 from agentenv_backends.results import ExecStatus
 from agentenv_backends.sandboxd import leftovers
+from tests.processes import alive, descendants, parent_of, process_of, running
+from tests.waiting import WITHIN_S, eventually
 
 sandbox = pytest.mark.sandbox
 
@@ -47,28 +48,16 @@ def hosts_of(pool):
     return pool._keeper._provider.hosts
 
 
-def below(pid):
-    """All descendants of a process, as objects that know a pid's later owner from this one."""
-    return psutil.Process(pid).children(recursive=True)
+async def ended(processes):
+    await eventually(lambda: not alive(processes), lambda: f"the end of {alive(processes)}")
 
 
-def alive(processes):
-    return [process for process in processes if is_alive(process)]
-
-
-def is_alive(process):
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-async def within_a_second(nothing_left):
-    for _ in range(100):
-        if not nothing_left():
-            return
-        await asyncio.sleep(0.01)
-    assert not nothing_left()
+def busy_below(pid, count):
+    """Until so many commands of `sleep 600` run below a process."""
+    return eventually(
+        lambda: sum(each.command == ["sleep", "600"] for each in descendants(pid)) >= count,
+        f"{count} commands under way",
+    )
 
 
 # --- One slot after another --------------------------------------------------------------------
@@ -112,14 +101,18 @@ async def test_a_reset_leaves_no_file_no_process_and_no_setting():
 async def test_after_a_release_no_process_of_the_slot_is_left(pool):
     slot = await pool.acquire("a")
     host = hosts_of(pool)[slot.host_id]
-    before = {process.pid for process in below(host.pid)}
+    before = descendants(host.pid)
     call = asyncio.create_task(
         pool.execute(slot, ExecRequest("(setsid sleep 601 &); sleep 601", 700))
     )
-    while not (busy := [p for p in below(host.pid) if p.pid not in before and p.name() == "sleep"]):
-        await asyncio.sleep(0.01)
+
+    def busy():
+        return {each for each in descendants(host.pid) - before if each.name == "sleep"}
+
+    await eventually(lambda: len(busy()) == 2, "both processes of the command")
+    processes = busy()
     await pool.release(slot)
-    assert not alive(busy)
+    assert not alive(processes)
     with pytest.raises(SlotLostError):
         await call
 
@@ -141,10 +134,9 @@ async def test_stopping_leaves_no_process_no_folder_and_no_cgroup():
     calls = [
         asyncio.create_task(pool.execute(slot, ExecRequest("sleep 600", 700))) for slot in slots
     ]
-    await asyncio.sleep(0.2)
     (host,) = [host for name, host in hosts_of(pool).items() if name != "trial"]
-    everything = [psutil.Process(host.pid), *below(host.pid)]
-    assert len(everything) > 3
+    await busy_below(host.pid, 3)
+    everything = {process_of(host.pid), *descendants(host.pid)}
     await pool.stop()
     assert not alive(everything)
     assert not _process._running
@@ -168,10 +160,13 @@ async def test_a_slot_that_is_killed_under_load_is_replaced_and_its_neighbours_g
     host = hosts_of(pool)[victim.host_id]
     busy = asyncio.create_task(pool.execute(victim, ExecRequest("exec sleep 602", 700)))
     calm = asyncio.create_task(pool.execute(neighbour, ExecRequest("sleep 1; echo fine")))
-    while not (mine := [p for p in below(host.pid) if p.cmdline() == ["sleep", "602"]]):
-        await asyncio.sleep(0.01)
-    init = mine[0].parent()
-    init.kill()
+
+    def init():
+        commands = [each for each in descendants(host.pid) if each.command == ["sleep", "602"]]
+        return parent_of(commands[0]) if commands else None
+
+    await eventually(init, "the victim's command")
+    os.kill(init(), signal.SIGKILL)
     with pytest.raises(SlotLostError):
         await busy
     assert (await calm).stdout.text() == "fine\n"
@@ -187,14 +182,14 @@ async def test_a_server_that_is_killed_under_load_is_replaced_and_leaves_nothing
     calls = [
         asyncio.create_task(pool.execute(slot, ExecRequest("sleep 600", 700))) for slot in slots
     ]
-    await asyncio.sleep(0.2)
     host = hosts_of(pool)[slots[0].host_id]
-    everything = below(host.pid)
+    await busy_below(host.pid, 4)
+    everything = descendants(host.pid)
     os.kill(host.pid, signal.SIGKILL)
     answers = await asyncio.gather(*calls, return_exceptions=True)
     assert [type(answer) for answer in answers] == [HostLostError] * 4
-    await within_a_second(lambda: alive(everything))
-    fresh = await pool.acquire("after", timeout_s=30)
+    await ended(everything)
+    fresh = await pool.acquire("after", timeout_s=WITHIN_S)
     assert fresh.host_id != slots[0].host_id
     assert (await pool.execute(fresh, ExecRequest("echo ok"))).stdout.text() == "ok\n"
     for slot in slots:
@@ -208,21 +203,16 @@ async def test_a_frozen_server_does_not_keep_stop_from_ending_it():
     await pool.start()
     slot = await pool.acquire("a")
     host = hosts_of(pool)[slot.host_id]
-    everything = [psutil.Process(host.pid), *below(host.pid)]
+    everything = {process_of(host.pid), *descendants(host.pid)}
     os.kill(host.pid, signal.SIGSTOP)
     await pool.stop()
-    await within_a_second(lambda: alive(everything))
+    await ended(everything)
     assert not _process._running
 
 
 def _slots_below(pid):
     """What holds slots up. To kill a program that a command runs is to change what the command does."""
-    found = []
-    for process in below(pid):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if process.name() == "bwrap" or process.name().startswith("python"):
-                found.append(process)
-    return found
+    return [each for each in descendants(pid) if each.name.startswith(("bwrap", "python"))]
 
 
 @sandbox
@@ -250,14 +240,13 @@ async def test_trajectories_come_through_while_slots_and_servers_are_killed():
         tasks = [asyncio.create_task(trajectory(pool, f"t{n}")) for n in range(200)]
         for round_ in range(12):
             await asyncio.sleep(0.1)
-            running = [host for host in hosts_of(pool).values() if psutil.pid_exists(host.pid)]
+            hosts = [host.pid for host in hosts_of(pool).values() if running(host.pid)][-1:]
             if round_ % 6 == 5:
-                victims = [psutil.Process(host.pid) for host in running[-1:]]
+                victims = [process_of(pid) for pid in hosts]
             else:
-                victims = [process for host in running[-1:] for process in _slots_below(host.pid)]
+                victims = [process for pid in hosts for process in _slots_below(pid)]
             if victims:
-                with contextlib.suppress(psutil.NoSuchProcess):  # it may have ended by itself
-                    chance.choice(victims).kill()
+                chance.choice(victims).kill()
         await asyncio.gather(*tasks)
         assert pool.stats().acquired_slots == 0
         assert pool.stats().lost_hosts >= 1
@@ -267,17 +256,22 @@ async def test_trajectories_come_through_while_slots_and_servers_are_killed():
 # --- The end of the driver -----------------------------------------------------------------------
 
 
-def start_driver(slots, isolation, end):
-    driver = subprocess.Popen(
+@asynccontextmanager
+async def busy_driver(slots, isolation, end):
+    """A driver whose slots are all busy, and the pids of its servers."""
+    with subprocess.Popen(
         [sys.executable, str(Path(__file__).with_name("driver.py")), str(slots), isolation, end],
         stdout=subprocess.PIPE,
         env={"PYTHONPATH": ":".join(sys.path), "PATH": os.environ["PATH"]},
         text=True,
         start_new_session=True,
-    )
-    words = driver.stdout.readline().split()
-    assert words[:1] == ["busy"], "the driver did not get its slots"
-    return driver, [int(word) for word in words[1:]]
+    ) as driver:
+        try:
+            words = (await asyncio.to_thread(driver.stdout.readline)).split()
+            assert words[:1] == ["busy"], "the driver did not get its slots"
+            yield driver, [int(word) for word in words[1:]]
+        finally:
+            driver.kill()
 
 
 ENDS = [
@@ -292,40 +286,31 @@ ENDS = [
 @pytest.mark.parametrize("isolation", ["bubblewrap", "none"])
 @pytest.mark.parametrize("end", ENDS)
 async def test_whatever_ends_the_driver_ends_its_sandboxes(end, isolation):
-    driver, pids = await asyncio.to_thread(start_driver, 4, isolation, str(end))
-    try:
-        everything = below(driver.pid) if driver.poll() is None else []
+    async with busy_driver(4, isolation, str(end)) as (driver, pids):
         if end == "exit":
-            await asyncio.to_thread(driver.wait, 20)
-            assert not any(psutil.pid_exists(pid) for pid in pids)
+            await asyncio.to_thread(driver.wait, WITHIN_S)
+            await eventually(lambda: not any(map(running, pids)), "the end of the sandboxes")
             return
+        everything = descendants(driver.pid)
         assert len(everything) > 8
         driver.send_signal(end)
-        await asyncio.to_thread(driver.wait, 20)
-        await within_a_second(lambda: alive(everything))
-    finally:
-        driver.kill()
-        driver.stdout.close()
-        driver.wait()
+        await asyncio.to_thread(driver.wait, WITHIN_S)
+        await ended(everything)
 
 
 @sandbox
 @pytest.mark.slow
-async def test_sixty_four_busy_slots_are_gone_a_second_after_the_driver():
-    driver, _ = await asyncio.to_thread(start_driver, 64, "bubblewrap", "wait")
-    everything = below(driver.pid)
-    driver.kill()
-    driver.wait()
-    driver.stdout.close()
+async def test_sixty_four_busy_slots_end_with_the_driver():
+    async with busy_driver(64, "bubblewrap", "wait") as (driver, _):
+        everything = descendants(driver.pid)
     assert len(everything) > 64 * 3
-    await within_a_second(lambda: alive(everything))
+    await ended(everything)
 
 
 @sandbox
 async def test_a_launch_cancelled_at_any_moment_leaves_nothing():
     provider = local.LocalProvider(small(1))
-    me = psutil.Process()
-    before = {process.pid for process in me.children(recursive=True)}
+    before = descendants(os.getpid())
     for delay in (0, 0.005, 0.02, 0.05, 0.1, 0.2):
         launch = asyncio.create_task(provider.launch("h1"))
         await asyncio.sleep(delay)
@@ -333,8 +318,7 @@ async def test_a_launch_cancelled_at_any_moment_leaves_nothing():
         await asyncio.wait({launch})
         if not launch.cancelled():
             await launch.result().close()
-        left = [p for p in me.children(recursive=True) if p.pid not in before]
-        await within_a_second(lambda left=left: alive(left))
+        await ended(descendants(os.getpid()) - before)
     assert not _process._running
 
 

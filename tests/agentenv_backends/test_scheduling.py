@@ -27,7 +27,10 @@ class World:
             warm_slots=self.chance.choice((0, 1, 1, 2, 5)),
             single_use_hosts=single_use,
             idle_host_s=self.chance.choice((1.0, 30.0)),
+            trajectory_life_s=100.0,
         )
+        self.lifetime_s = self.chance.choice((None, None, 160.0))
+        self.dies = {}  # hosts that end by themselves -> when
         self.scheduler = Scheduler(self.limits, lambda: self.now)
         self.pending = []  # actions that were asked for and not answered yet
         self.hosts = {}  # live, or being closed -> ids of its slots that are open in the real world
@@ -50,6 +53,10 @@ class World:
                     assert slot_id in self.hosts[host_id], "the slot is not open"
                     if self.limits.single_use_hosts:
                         assert host_id not in self.used_hosts, "a host was used twice"
+                    left = self.dies.get(host_id, inf) - self.now
+                    assert left > self.limits.trajectory_life_s - 1e-6, (
+                        "the host will not live so long"
+                    )
                     assert ticket == self.waiting.pop(0), "somebody was overtaken"
                     self.answered.add(ticket)
                     self.granted.append(ticket)
@@ -61,6 +68,7 @@ class World:
                 case CloseHost(host_id, reason):
                     if reason == "idle":
                         assert host_id not in self.pinned, "a host was ended that is still needed"
+                    if reason in ("idle", "its lifetime is nearly over"):
                         assert not any(slot in self.held for slot in self.hosts[host_id])
                     self.pinned = [pinned for pinned in self.pinned if pinned != host_id]
                     self.held = {s: t for s, t in self.held.items() if s not in self.hosts[host_id]}
@@ -134,6 +142,8 @@ class World:
     def wait(self):
         self.now += self.chance.choice((0.01, 1.0, 60.0))
         self.scheduler.tick()
+        for host_id in [host for host in self.hosts if self.dies.get(host, inf) <= self.now]:
+            self.scheduler.host_lost(host_id, "its lifetime is over")
 
     def lose_slot(self):
         open_slots = [slot_id for slots in self.hosts.values() for slot_id in slots]
@@ -158,7 +168,9 @@ class World:
                     self.scheduler.host_failed(host_id, HostStartError("an accident"))
                 else:
                     self.hosts[host_id] = set()
-                    self.scheduler.host_launched(host_id)
+                    if self.lifetime_s:
+                        self.dies[host_id] = self.now + self.lifetime_s
+                    self.scheduler.host_launched(host_id, self.dies.get(host_id))
             case OpenSlot(host_id, slot_id):
                 if fails:
                     self.scheduler.slot_failed(slot_id, "an accident")
@@ -184,6 +196,7 @@ class World:
         for _ in range(10_000):
             self.release()
             self.answer()
+            self.do()
             self.now += 1.0
             self.scheduler.tick()
             self.do()
@@ -191,7 +204,8 @@ class World:
                 break
         else:
             raise AssertionError(f"still waiting: {self.waiting}, held: {self.held}")
-        self.rest()
+        if not self.lifetime_s:  # else there is always a next host to make ready
+            self.rest()
 
     def rest(self):
         """Left alone, the pool has what it is to keep ready, and then does nothing any more."""
@@ -299,6 +313,50 @@ def answered(scheduler):
 
 def held_slots(scheduler, host_id):
     return [s for s, phase in scheduler.slots_of(host_id).items() if phase is SlotPhase.HELD]
+
+
+def test_a_host_that_is_to_end_before_long_takes_no_more_and_is_ended_when_it_has_none():
+    scheduler, clock = make(trajectory_life_s=100, max_hosts=2)
+    scheduler.start()
+    (launch,) = scheduler.take_actions()
+    scheduler.host_launched(launch.host_id, 1000.0)
+    scheduler.enqueue(1)
+    answered(scheduler)
+    assert held_slots(scheduler, "h1")
+    assert scheduler.wake_at == 900
+    clock[0] = 900.0
+    scheduler.tick()
+    assert answered(scheduler) == [CloseSlot, LaunchHost, OpenSlot], (
+        "its free slot, and another host"
+    )
+    scheduler.enqueue(2)
+    answered(scheduler)
+    assert held_slots(scheduler, "h2")
+    assert held_slots(scheduler, "h1"), "who has a slot there keeps it"
+    scheduler.release(held_slots(scheduler, "h1")[0])
+    assert CloseHost in answered(scheduler)
+    assert scheduler.counters.lost_hosts == 0
+
+
+def test_hosts_that_live_too_short_for_any_trajectory_are_an_error_and_not_made_for_ever():
+    scheduler, clock = make(trajectory_life_s=100, launch_attempts=3)
+    scheduler.start()
+    scheduler.enqueue(1)
+    refused = []
+    for _ in range(20):
+        for action in scheduler.take_actions():
+            match action:
+                case LaunchHost(host_id):
+                    scheduler.host_launched(host_id, clock[0] + 99.0)
+                case CloseHost(host_id):
+                    scheduler.host_closed(host_id)
+                case Refuse(_, error):
+                    refused.append(str(error))
+        clock[0] += 10.0
+        scheduler.tick()
+    assert len(refused) == 1
+    assert "shorter than a trajectory may take (100 s)" in refused[0]
+    assert scheduler.counters.launched == 3
 
 
 def test_slots_are_opened_ahead_of_those_who_will_ask():

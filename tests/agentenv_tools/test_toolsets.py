@@ -37,8 +37,16 @@ def lookup(word: str) -> str:
         (["default"], ["filesystem", "terminal"], ()),
         (["full"], ["terminal_stateful"], ("read_file", "write_file", "terminal")),
         (["coding"], [], CODING),
-        (["all"], ["terminal_stateful"], ("read_file", "write_file", "terminal", "bash", *CODING)),
-        (["*"], ["terminal_stateful", "bash", "coding"], ("read_file", "write_file", "terminal")),
+        (
+            ["all"],
+            ["terminal_stateful"],
+            ("read_file", "write_file", "terminal", "bash", *CODING, "editor"),
+        ),
+        (
+            ["*"],
+            ["terminal_stateful", "bash", "coding", "editor"],
+            ("read_file", "write_file", "terminal"),
+        ),
         (["terminal_stateful"], [], ("terminal_stateful", "tmux")),
         (["terminal_stateful"], ["tmux"], ("terminal_stateful",)),
         (["full"], ["tmux"], ("read_file", "write_file", "terminal", "terminal_stateful")),

@@ -64,6 +64,8 @@ def test_importing_the_framework_loads_no_model_library_and_no_extra():
         "mcp",
         "modal",
         "matplotlib",
+        "pydantic_ai",
+        "boto3",
     ]
     program = (
         f"import sys, json, agentenv; print(json.dumps([m for m in {dear} if m in sys.modules]))"

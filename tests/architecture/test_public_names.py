@@ -8,7 +8,8 @@ PROMISED = {
     "ToolRegistry", "Outcome", "StopReason", "RolloutRecord", "rollout", "Task", "Verdict", "Verifier",
     "AgentEnvError", "ConfigError", "NotStartedError", "PolicyError", "PolicyTimeoutError", "PolicyRequestError",
     "TokensUnavailableError", "ContextLengthError", "VerifierError", "RunDirectoryError", "BackendError",
-    "InfrastructureError", "CollectedGroup", "__version__",
+    "InfrastructureError", "CollectedGroup", "__version__", "AgentRunner", "ParallelRunner", "RunResult",
+    "discover_tasks",
 }  # fmt: skip
 
 

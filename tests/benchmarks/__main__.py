@@ -4,7 +4,7 @@
     --json FILE         the figures for other programs
     --quick             much less of everything: shows that it runs, measures nothing
 
-Sandboxes of other projects are measured beside ours where AGENTENV_BENCH_PEERS names a Python that has them (SWE-ReX),
+Other projects are measured beside ours where AGENTENV_BENCH_PEERS names a Python that has them (SWE-ReX, inspect_ai),
 the trajectory server beside that of Atropos where scripts/atropos-venv.sh has made its virtual environment.
 
 Figures of two runs are not to be compared, their ratios are. Nothing fails because of a figure; the exit status is 1
@@ -34,11 +34,13 @@ from tests.benchmarks import (
     section_groups,
     section_memory,
     section_mix,
+    section_modal,
     section_nomad,
     section_setup,
     section_slots,
     section_slow,
     section_snapshots,
+    section_sweeps,
     section_terminals,
     section_warm,
 )
@@ -63,7 +65,9 @@ SECTIONS: dict[str, Callable[[Effort], Awaitable[Section]]] = {
     "docker": section_docker.run,
     "containers": section_containers.run,
     "nomad": section_nomad.run,
+    "modal": section_modal.run,
     "api": section_api.run,
+    "sweeps": section_sweeps.run,
 }
 
 

@@ -12,7 +12,7 @@ import aiodocker
 
 from agentenv_backends._owner import Owner
 from agentenv_backends.docker.owners import OWNER_LABEL
-from tests.faults.process_tree import processor_time
+from tests.processes import processor_time
 
 if TYPE_CHECKING:
     from tests.benchmarks.figures import Load

@@ -58,6 +58,8 @@ class Effort:
     sequence_tokens: int = 16_384
     workspace_files: int = 2_000
     queued_groups: tuple[int, ...] = (100, 1_000, 5_000)
+    sweep_samples: int = 10_000
+    stored_samples: int = 100_000
     section_limit_s: float = 600.0
 
 
@@ -72,6 +74,8 @@ QUICK = Effort(
     sequence_tokens=1024,
     workspace_files=200,
     queued_groups=(100, 300),
+    sweep_samples=100,
+    stored_samples=1_000,
     section_limit_s=120.0,
 )
 """Shows in seconds that everything runs."""

@@ -8,7 +8,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from tests.benchmarks.figures import Load
-from tests.faults.process_tree import processor_time
+from tests.processes import processor_time
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping

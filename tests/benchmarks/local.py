@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
     from agentenv_backends.base import Backend
-    from agentenv_backends.config import DockerConfig
+    from agentenv_backends.config import AnyBackendConfig
     from agentenv_tools import ToolResult
 
 _OPEN_WITHIN_S = 90.0
@@ -54,7 +54,7 @@ async def local(slots: int, *, toolsets: Sequence[str] = ("default",)) -> AsyncI
 
 @asynccontextmanager
 async def running(
-    config: LocalConfig | DockerConfig, *, toolsets: Sequence[str] = ("default",)
+    config: AnyBackendConfig, *, toolsets: Sequence[str] = ("default",)
 ) -> AsyncIterator[Sandboxes]:
     """Start a backend; everything is gone at the end."""
     async with over(config.build(), toolsets=toolsets) as sandboxes:

@@ -22,8 +22,8 @@ from tests.atropos import ATROPOS_PYTHON, why_no_atropos
 from tests.benchmarks.figures import Effort, Goal, Row, Section
 from tests.benchmarks.machine import ROOT
 from tests.benchmarks.trajectory_load import JSON, ROWS, Delivery, Loader, long_group
-from tests.faults.process_tree import resident_memory
 from tests.interop.servers import AgentEnvServer, AtroposServer
+from tests.processes import resident_memory
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping

@@ -8,7 +8,7 @@ from time import perf_counter
 from tests.benchmarks.figures import Effort, Row, Section
 from tests.benchmarks.load import drive
 from tests.benchmarks.local import local
-from tests.faults.process_tree import descendants, proportional_memory
+from tests.processes import descendants, proportional_memory
 
 _MIB = 1 << 20
 

@@ -18,13 +18,14 @@ from tests.benchmarks.load import drive
 from tests.benchmarks.peers import PEERS, PeerUnavailableError, swe_rex
 from tests.benchmarks.serial_batches import SerialBatches
 from tests.docker_engine import IMAGE, needs_engine
+from tests.modal_service import why_no_emulated_modal
 
 IN_CONTAINERS = ("containers", "docker")
 
 
 @pytest.mark.sandbox
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(SECTIONS.keys() - set(IN_CONTAINERS)))
+@pytest.mark.parametrize("name", sorted(SECTIONS.keys() - {*IN_CONTAINERS, "modal"}))
 def test_each_section_gives_figures(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     check_that_it_gives_figures(name, tmp_path, capsys)
 
@@ -37,6 +38,13 @@ def test_each_section_about_containers_gives_figures(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     check_that_it_gives_figures(name, tmp_path, capsys)
+
+
+@pytest.mark.sandbox
+@pytest.mark.slow
+@pytest.mark.skipif(bool(why_no_emulated_modal()), reason=why_no_emulated_modal())
+def test_the_section_about_modal_gives_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    check_that_it_gives_figures("modal", tmp_path, capsys)
 
 
 def check_that_it_gives_figures(

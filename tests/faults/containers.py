@@ -25,8 +25,8 @@ from agentenv_backends.docker.provider import DockerProvider
 from agentenv_backends.pool import SlotPool
 from tests.agentenv_backends.docker.stalling import stalling_way
 from tests.docker_engine import DOCKER
-from tests.faults.process_tree import Process
 from tests.faults.programs import ROOT
+from tests.processes import Process
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agentenv_backends.sandboxd import leftovers
-from tests.faults.process_tree import alive, descendants
-from tests.faults.waiting import eventually
+from tests.processes import alive, descendants
+from tests.waiting import WITHIN_S, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from tests.faults.process_tree import Process
+    from tests.processes import Process
 
 _CGROUPS = Path("/sys/fs/cgroup")
 
@@ -54,8 +54,13 @@ class Footprint:
         running = alive(self.seen) | self.look()
         return running, traces_of(self.seen)
 
-    async def gone(self, *, within_s: float = 10.0) -> None:
+    def _told(self) -> str:
+        running, traces = self.left()
+        programs = [(process.pid, process.name, process.command[:3]) for process in running]
+        return f"{programs} {[str(trace) for trace in traces]}"
+
+    async def gone(self, *, within_s: float = WITHIN_S) -> None:
         """Return when nothing is left."""
         await eventually(
-            lambda: not any(self.left()), lambda: f"nothing left: {self.left()}", within_s=within_s
+            lambda: not any(self.left()), lambda: f"nothing left: {self._told()}", within_s=within_s
         )

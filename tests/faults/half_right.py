@@ -66,8 +66,10 @@ def written(group: GroupRecord) -> str:
     return json.dumps([group.item_preview, dict(group.group), trajectories], sort_keys=True)
 
 
-async def shell_tasks(directory: Path, policy_url: str, *flags: str) -> dict[str, str]:
-    """The groups of `agentenv process configs/shell_tasks.yaml`."""
+async def shell_tasks(
+    directory: Path, policy_url: str, *flags: str, config: str = "configs/shell_tasks.yaml"
+) -> dict[str, str]:
+    """The groups of `agentenv process CONFIG`."""
     arguments = {
         "--env.total_steps": str(STEPS),
         "--env.group_size": str(GROUP),
@@ -77,7 +79,7 @@ async def shell_tasks(directory: Path, policy_url: str, *flags: str) -> dict[str
         "--run-dir": str(directory),
     }
     words = [word for pair in arguments.items() for word in pair]
-    command = ("-m", "agentenv", "process", "configs/shell_tasks.yaml", "--no-report")
+    command = ("-m", "agentenv", "process", config, "--no-report")
     output = directory.with_suffix(".txt")
     async with program(*command, *words, *flags, output=output) as running:
         assert await running.ended(within_s=120) == 0, output.read_text()

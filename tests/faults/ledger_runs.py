@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from agentenv.run.directory import read_groups
 from tests.faults.ledger_env import END_IDS, TOKENIZER, append_by_seed
 from tests.faults.programs import Program, program
-from tests.faults.waiting import eventually
+from tests.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

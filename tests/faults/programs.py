@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.faults.footprint import Footprint
+from tests.waiting import WITHIN_S
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -25,7 +26,7 @@ class Program:
         self.process = process
         self.footprint = Footprint(process.pid)
 
-    async def ended(self, *, within_s: float = 30.0) -> int:
+    async def ended(self, *, within_s: float = WITHIN_S) -> int:
         """Its exit status; raises `TimeoutError` when it goes on."""
         async with asyncio.timeout(within_s):
             return await self.process.wait()

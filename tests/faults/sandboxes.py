@@ -14,14 +14,14 @@ from agentenv_backends.pool import SlotPool
 from agentenv_tools import ToolCall, ToolExecutor, ToolExecutorConfig
 from agentenv_tools.toolsets import build_registry
 from tests.faults.footprint import Footprint
-from tests.faults.process_tree import children
-from tests.faults.waiting import eventually
+from tests.processes import children
+from tests.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from agentenv_tools import ToolResult
-    from tests.faults.process_tree import Process
+    from tests.processes import Process
 
 _ACQUIRE_S = 60.0
 

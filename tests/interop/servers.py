@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _STARTS_WITHIN_S = 60.0
-_ENDS_WITHIN_S = 30.0
+_ENDS_WITHIN_S = 60.0
 _POLL_S = 0.02
 _TRIES = 3
 _SERVING = re.compile(rb"serving on (http://\S+)")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 from agentenv_backends.errors import (
     AcquireTimeoutError,
     BackendError,
+    CapabilityError,
     InfrastructureError,
     SandboxTimeoutError,
 )
@@ -62,6 +63,12 @@ class SlotKeeper:
         check_policy(self._config, self._backend.capabilities)
         check_tools(self._registry, self._backend.capabilities)
         self._checked = True
+
+    def check_profile(self, profile: str | None) -> None:
+        """Raise `CapabilityError` unless the backend has slots of that kind."""
+        offered = self._backend.profiles
+        if profile is not None and profile not in offered:
+            raise CapabilityError(f"no profile {profile!r}; there is: {', '.join(offered)}")
 
     async def acquire(self, trajectory: Trajectory) -> float:
         """Make sure the trajectory has a slot; returns the seconds this caller waited for it.

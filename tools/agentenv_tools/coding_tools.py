@@ -201,7 +201,7 @@ class ReadTool(SandboxTool[ReadArguments]):
             return failure_result(answer)
         metadata: dict[str, Any] = {"path": arguments.path}
         if answer.media_type != "text/plain":
-            return _image_result(answer, metadata)
+            return image_result(answer, metadata)
         if answer.more:
             metadata["next_offset"] = answer.first_line + answer.lines
             metadata["file_size"] = answer.file_size
@@ -311,7 +311,8 @@ def _with_path(result: ToolResult, path: str) -> ToolResult:
     return replace(result, metadata={"path": path}) if result.success else result
 
 
-def _image_result(answer: ViewResult, metadata: dict[str, Any]) -> ToolResult:
+def image_result(answer: ViewResult, metadata: dict[str, Any]) -> ToolResult:
+    """An image of a file, with a line that says what it is."""
     try:
         image = image_part(answer.content, answer.media_type)
     except ValueError as error:

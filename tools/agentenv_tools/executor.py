@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from agentenv_backends.results import Recording, Result
     from agentenv_tools.base import Tool
     from agentenv_tools.registry import ToolRegistry
-    from agentenv_tools.schema import ToolCall
+    from agentenv_tools.schema import ToolCall, ToolSchema
     from agentenv_tools.stats import ExecutorStats
 
 logger = logging.getLogger(__name__)
@@ -187,8 +187,9 @@ class ToolExecutor:
     def choose_profile(self, trajectory_id: str, profile: str | None) -> None:
         """Say of which kind the slot is to be that the trajectory gets, before it has one; None: the usual.
 
-        Whether there is such a kind, the first call tells: it raises `CapabilityError`.
+        Raises `CapabilityError` when the backend has no such kind.
         """
+        self._slots.check_profile(profile)
         self._trajectory(trajectory_id).profile = profile
 
     async def prepare(self, trajectory_id: str, call: ToolCall) -> None:
@@ -263,6 +264,10 @@ class ToolExecutor:
         if trajectory.lost is None:
             await self._fetch_recordings(trajectory)
         return trajectory.recordings.recordings()
+
+    def schemas(self) -> list[ToolSchema]:
+        """What a model is to be told of the tools; those of external servers once `start` has connected to them."""
+        return self._registry.schemas()
 
     def stats(self) -> ExecutorStats:
         """The counts as of now."""

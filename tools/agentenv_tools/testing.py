@@ -120,6 +120,7 @@ class NullBackend:
 
     default_timeout_s = 30.0
     grace_s = 5.0
+    profiles = ("default",)
     capabilities = Capabilities("none", False, False, False, False)
     _answer = exec_result()
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from agentenv_tools.coding_tools import coding_tools
+from agentenv_tools.editor_tool import EditorTool
 from agentenv_tools.errors import ToolConfigError
 from agentenv_tools.registry import ToolRegistry
 from agentenv_tools.sandbox_tools import BashTool, ReadFileTool, TerminalTool, WriteFileTool
@@ -36,6 +37,8 @@ BUILTIN_TOOLSETS = (
     Toolset("terminal_stateful", tools=("terminal_stateful", "tmux")),
     Toolset("tmux", tools=("tmux",)),
     Toolset("coding", tools=("exec", "read", "write", "edit", "glob", "grep")),
+    Toolset("editor", tools=("editor",)),
+    Toolset("agent_runner", includes=("bash", "editor")),
     Toolset("sandbox", includes=("terminal", "filesystem")),
     Toolset("default", includes=("sandbox",)),
     Toolset("full", includes=("filesystem", "sandbox", "terminal_stateful")),
@@ -55,6 +58,7 @@ class ToolsetCatalog:
         self._tools = ToolRegistry([TerminalTool(), BashTool(), ReadFileTool(), WriteFileTool()])
         self._tools.register(TerminalStatefulTool())
         self._tools.register(TmuxTool())
+        self._tools.register(EditorTool())
         for tool in coding_tools():
             self._tools.register(tool)
         self._toolsets = {toolset.name: toolset for toolset in BUILTIN_TOOLSETS}

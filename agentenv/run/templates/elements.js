@@ -1,7 +1,6 @@
 "use strict";
-// Shows a run. Whatever a model wrote reaches the page through `text` alone, as text nodes; there is no other way in.
+// Building blocks. Whatever a model wrote reaches a page through `text` alone, as text nodes; there is no other way in.
 
-const RUN = JSON.parse(document.getElementById("run").textContent);
 const TEXT_STEP = 20000;
 
 // ---- building blocks
@@ -114,16 +113,29 @@ function seconds(value) {
   return value.toFixed(value < 10 ? 2 : 0) + " s";
 }
 
-const SCALE = RUN.groups.reduce(
-  (scale, group) => finite(group.scores).reduce((s, v) => [Math.min(s[0], v), Math.max(s[1], v)], scale),
-  [0, 1],
-);
-const height = (score) => (score - SCALE[0]) / (SCALE[1] - SCALE[0] || 1);
+// ---- parts of a page
 
-function scoreClass(score) {
-  if (typeof score !== "number") return "quiet";
-  return height(score) >= 0.999 ? "good" : height(score) <= 0.001 ? "bad" : "warn";
+function choice(options, label, action) {
+  const node = element("select");
+  node.setAttribute("aria-label", label);
+  for (const name of Object.keys(options)) node.append(element("option", "", name));
+  node.addEventListener("change", action);
+  return node;
 }
 
-const mixed = (group) => new Set(group.scores).size > 1;
-const failures = (group) => Object.keys(group.outcomes).some((outcome) => outcome !== "scored");
+function card(label, value) {
+  return element("div", "card", element("div", "value", value), element("div", "label", label));
+}
+
+function shape(tag, classes, attributes) {
+  const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  if (classes) node.setAttribute("class", classes);
+  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+  return node;
+}
+
+function show(...children) {
+  const main = document.getElementById("main");
+  main.replaceChildren(...children.flat(2).filter((child) => child instanceof Node));
+  main.scrollTop = 0;
+}

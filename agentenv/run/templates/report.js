@@ -1,10 +1,27 @@
-// What is shown: the list of groups, the overview, a group with its trajectories. Built of `elements.js` alone.
+// Shows a run: the list of groups, the overview, a group with its trajectories.
 
-const TURN_STEP = 100;
+const RUN = JSON.parse(document.getElementById("run").textContent);
+
 const ENTRY_STEP = 200;
 const TOKEN_STEP = 4000;
 const TABS = ["Steps", "Messages", "Terminal", "Tokens", "Record"];
 const state = { group: null, trajectory: 0, tab: "Steps", shown: [], limit: ENTRY_STEP };
+
+// ---- scores
+
+const SCALE = RUN.groups.reduce(
+  (scale, group) => finite(group.scores).reduce((s, v) => [Math.min(s[0], v), Math.max(s[1], v)], scale),
+  [0, 1],
+);
+const height = (score) => (score - SCALE[0]) / (SCALE[1] - SCALE[0] || 1);
+
+function scoreClass(score) {
+  if (typeof score !== "number") return "quiet";
+  return height(score) >= 0.999 ? "good" : height(score) <= 0.001 ? "bad" : "warn";
+}
+
+const mixed = (group) => new Set(group.scores).size > 1;
+const failures = (group) => Object.keys(group.outcomes).some((outcome) => outcome !== "scored");
 
 // ---- the list of groups
 
@@ -22,14 +39,6 @@ const ORDERS = {
   "Highest mean first": (a, b) => (mean(b.scores) ?? 0) - (mean(a.scores) ?? 0),
   "Longest first": (a, b) => (b.seconds ?? 0) - (a.seconds ?? 0),
 };
-
-function choice(options, label, action) {
-  const node = element("select");
-  node.setAttribute("aria-label", label);
-  for (const name of Object.keys(options)) node.append(element("option", "", name));
-  node.addEventListener("change", action);
-  return node;
-}
 
 function buildSide() {
   const search = element("input");
@@ -115,21 +124,10 @@ function overview() {
   );
 }
 
-function card(label, value) {
-  return element("div", "card", element("div", "value", value), element("div", "label", label));
-}
-
 function causes(label, counts) {
   if (!counts || !Object.keys(counts).length) return null;
   const entries = Object.entries(counts).sort((a, b) => b[1] - a[1]);
   return element("div", "", element("h3", "", label), rows(entries.map(([cause, times]) => [times + " ×", cause])));
-}
-
-function shape(tag, classes, attributes) {
-  const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
-  if (classes) node.setAttribute("class", classes);
-  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
-  return node;
 }
 
 /** Every score as a dot, groups from left to right, and the mean of each. */
@@ -235,58 +233,6 @@ function tabs(chosen) {
 
 const VIEWS = { Steps: stepsView, Messages: messagesView, Terminal: terminalView, Tokens: tokensView, Record: recordView };
 
-function turn(role, who, facts, ...body) {
-  const known = ["user", "assistant", "tool"].includes(role) ? role : "system";
-  const head = element("div", "head", element("span", "who", who), element("span", "facts", facts));
-  return element("section", "turn " + known, head, element("div", "body", ...body));
-}
-
-function stepsView(one) {
-  const box = element("div");
-  const messages = one.messages || [];
-  const first = messages.findIndex((message) => message.role === "assistant");
-  for (const message of first < 0 ? messages : messages.slice(0, first)) box.append(messageTurn(message));
-  return portions(box, one.steps || [], TURN_STEP, stepTurn);
-}
-
-function stepTurn(step) {
-  const facts = "sampled in " + seconds(step.generation_s) + (step.tool_calls.length ? " · tools " + seconds(step.tools_s) : "");
-  return turn("assistant", "Step " + step.step_number, facts, textBlock(step.assistant_text), step.tool_calls.map(callView));
-}
-
-function callView(call) {
-  const verdict = call.success ? element("span", "good", "ok") : element("span", "bad", "failed");
-  const took = seconds(call.duration_s);
-  const single = Object.keys(call.arguments || {}).length === 1 && Object.values(call.arguments)[0];
-  return element(
-    "div",
-    "call",
-    element("div", "title", element("b", "", call.name), took ? " · " + took : ""),
-    textBlock(typeof single === "string" ? single : call.arguments || {}, "boxed"),
-    element("div", "title", "result ", verdict),
-    call.output || !call.error ? textBlock(call.output || "", "boxed") : null,
-    call.error ? textBlock(call.error, "boxed bad") : null,
-    (call.images || []).map(picture),
-    beside(call.metadata || {}),
-  );
-}
-
-/** What a result holds beside its output, unless that is only how a command ended. */
-function beside({ exit_code, ...more }) {
-  return objectText(more);
-}
-
-function messageTurn(message) {
-  const { role, content, ...rest } = message;
-  const extra = Object.keys(rest).length ? textBlock(rest, "boxed") : null;
-  return turn(String(role), String(role), "", textBlock(content ?? ""), extra);
-}
-
-function messagesView(one) {
-  if (!one.messages || !one.messages.length) return element("p", "quiet", "No messages were recorded.");
-  return portions(element("div"), one.messages, TURN_STEP, messageTurn);
-}
-
 // Log-probs by shade: 90 %, 50 %, 20 %, 5 %, 1 % and less.
 const SHADES = [0.9, 0.5, 0.2, 0.05, 0.01].map(Math.log);
 const shade = (logprob) => {
@@ -338,27 +284,7 @@ function tokenView(place, trained, logprob) {
   return node;
 }
 
-function recordView(one) {
-  const { messages, steps, sequences, terminals, ...rest } = one;
-  return element(
-    "div",
-    "",
-    element("h3", "", "Verifier's notes"),
-    objectText(one.score_metadata) || element("p", "quiet", "None."),
-    element("h3", "", "Final response"),
-    textBlock(one.final_response || "", "boxed"),
-    element("h3", "", "Everything else"),
-    textBlock(rest, "boxed"),
-  );
-}
-
 // ---- the page
-
-function show(...children) {
-  const main = document.getElementById("main");
-  main.replaceChildren(...children.flat(2).filter((child) => child instanceof Node));
-  main.scrollTop = 0;
-}
 
 function move(by) {
   const place = state.shown.indexOf(state.group);

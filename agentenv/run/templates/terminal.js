@@ -31,7 +31,9 @@ function player(cast) {
   const screens = screensOf(cast.frames);
   const last = screens.length - 1;
   const notes = cast.notes.map((note) => element("p", "note", note));
-  const where = element("p", "quiet", cast.path + " beside this page plays it in colour, in the asciinema player.");
+  const where = cast.path
+    ? element("p", "quiet", cast.path + " beside this page plays it in colour, in the asciinema player.")
+    : null;
   if (last < 0) return element("div", "", notes, where);
   const screen = element("pre", "screen");
   screen.tabIndex = 0;

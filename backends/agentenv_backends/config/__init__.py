@@ -21,6 +21,7 @@ from agentenv_backends.config.local import LocalConfig
 from agentenv_backends.config.modal import ModalConfig
 from agentenv_backends.config.nomad import NomadConfig, NomadConstraint
 from agentenv_backends.config.pool import PoolConfig
+from agentenv_backends.config.surroundings import SlotSurroundings
 from agentenv_backends.errors import BackendConfigError
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "NomadConfig",
     "NomadConstraint",
     "PoolConfig",
+    "SlotSurroundings",
     "parse_backend_config",
 ]
 

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from agentenv_backends.config.pool import PoolConfig, needs_extra
+from agentenv_backends.config.surroundings import SlotSurroundings
 
 if TYPE_CHECKING:
     from agentenv_backends.pool import SlotPool
 
 
-class DockerConfig(PoolConfig):
+class DockerConfig(PoolConfig, SlotSurroundings):
     """Containers of a Docker engine; each holds `slots` slots."""
 
     type: Literal["docker"] = "docker"
@@ -64,6 +65,13 @@ class DockerConfig(PoolConfig):
     """Commands run as root of the container, with a few capabilities. Every trajectory gets a fresh
     container; needs `slots` 1."""
 
+    workspace: str | None = "/workspace"
+    """Where a slot that has its container to itself works. None: in the image's own working directory, with what lies
+    there; needs `read_only_root` false. (An image that names none, or `/`, gives `/workspace`.)"""
+
+    image_variables: bool = False
+    """Commands get the environment variables of the image too, and not only its PATH."""
+
     memory_mb: int = Field(default=512, ge=64)
     """Memory of the processes of a slot; files in its workspace and `/tmp` come on top."""
 
@@ -110,6 +118,21 @@ class DockerConfig(PoolConfig):
                     f"{name} {str(price).lower()} needs slots 1, and slots is {self.slots}: slots that "
                     "share a container must have nothing else in common that they can write"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _check_surroundings(self) -> Self:
+        if self.slots != 1 and (self.folders or self.workspace != "/workspace"):
+            raise ValueError(
+                f"folders and workspace need slots 1, and slots is {self.slots}: slots that share a container cannot "
+                "have the same path each"
+            )
+        if self.workspace is None and self.read_only_root:
+            raise ValueError(
+                "workspace null is the image's own directory, which cannot be written while read_only_root is true"
+            )
+        if self.workspace is not None:
+            SlotSurroundings(folders=(self.workspace,))
         return self
 
     @model_validator(mode="after")

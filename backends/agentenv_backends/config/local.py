@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Literal, Self
 from pydantic import Field, model_validator
 
 from agentenv_backends.config.pool import PoolConfig
+from agentenv_backends.config.surroundings import SlotSurroundings
 
 if TYPE_CHECKING:
     from agentenv_backends.pool import SlotPool
 
 
-class LocalConfig(PoolConfig):
+class LocalConfig(PoolConfig, SlotSurroundings):
     """Sandboxes on this machine."""
 
     type: Literal["local"] = "local"
@@ -49,6 +50,11 @@ class LocalConfig(PoolConfig):
             raise ValueError(
                 "isolation 'none' cannot keep commands from the network: set allow_network to true "
                 "to accept that, or use isolation 'bubblewrap'"
+            )
+        if self.isolation == "none" and self.folders:
+            raise ValueError(
+                "isolation 'none' has no folders of a slot's own at fixed paths: leave out folders, or use isolation "
+                "'bubblewrap'"
             )
         return self
 

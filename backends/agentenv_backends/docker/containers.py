@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 CAPABILITIES = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "KILL", "SETGID", "SETUID")
 """What the server needs to give each slot a user, folders of its own, and an end."""
+DEFAULT_WORKSPACE = "/workspace"
 _SERVER_MB = 64
 _PROXY_MB = 64
 _SLOT_MB = 32
@@ -44,7 +45,7 @@ _NO_SHARED_MEMORY = {
 def slot_folders(config: DockerConfig) -> tuple[tuple[str, str], ...]:
     """Workspace and folder for temporary files of each slot."""
     if config.slots == 1:
-        return (("/workspace", "/tmp"),)  # noqa: S108 - in the container
+        return ((config.workspace or DEFAULT_WORKSPACE, "/tmp"),)  # noqa: S108 - in the container
     return tuple((f"/slots/{n}/workspace", f"/slots/{n}/tmp") for n in range(config.slots))  # noqa: S108
 
 
@@ -60,6 +61,8 @@ def host_settings(config: DockerConfig, run_id: str, uid_base: int, uid_count: i
         tmp_mb=config.tmp_mb,
         max_processes=config.max_processes,
         open_files=config.open_files,
+        folders=config.folders,
+        variables=config.plain_variables,
         allow_network=config.open_network,
         proxy=PROXY_URL if config.network_allow_list else "",
         uid_base=uid_base,
@@ -129,7 +132,8 @@ def container_memory_mb(config: DockerConfig) -> int:
     """Memory of a container: what its slots may use, files included, and what the server needs."""
     if config.container_memory_mb is not None:
         return config.container_memory_mb
-    of_a_slot = config.memory_mb + config.disk_mb + 2 * config.tmp_mb + _SLOT_MB
+    of_its_folders = (2 + len(config.folders)) * config.tmp_mb
+    of_a_slot = config.memory_mb + config.disk_mb + of_its_folders + _SLOT_MB
     of_the_proxy = _PROXY_MB if config.network_allow_list else 0
     return config.slots * of_a_slot + _SERVER_MB + of_the_proxy
 
@@ -144,10 +148,12 @@ def _tmpfs(config: DockerConfig) -> dict[str, str]:
         mounts["/slots"] = (
             f"noexec,nosuid,nodev,mode=0755,size=1m,nr_inodes={4 * config.slots + 16}"
         )
-    for workspace, tmp in slot_folders(config):
-        for path, size_mb in ((workspace, config.disk_mb), (tmp, config.tmp_mb)):
-            inodes = size_mb * _INODES_PER_MB
-            mounts[path] = f"exec,nosuid,nodev,mode=0700,size={size_mb}m,nr_inodes={inodes}"
+    sizes = {workspace: config.disk_mb for workspace, _ in slot_folders(config)}
+    sizes |= {path: config.tmp_mb for _, path in slot_folders(config)}
+    sizes |= dict.fromkeys(config.folders, config.tmp_mb)
+    for path, size_mb in sizes.items():
+        inodes = size_mb * _INODES_PER_MB
+        mounts[path] = f"exec,nosuid,nodev,mode=0700,size={size_mb}m,nr_inodes={inodes}"
     return mounts
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os.path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import SecretStr
+
 from agentenv_backends.base import Capabilities
+from agentenv_backends.docker.containers import DEFAULT_WORKSPACE
 from agentenv_backends.errors import BackendUnavailableError, CapabilityError
 
 if TYPE_CHECKING:
@@ -14,6 +18,9 @@ if TYPE_CHECKING:
     from agentenv_backends.sandboxd.settings import HostFacts
 
 _LEAST_API = (1, 40)
+_NO_WORKSPACES = frozenset(
+    ("bin", "dev", "etc", "lib", "lib64", "proc", "sbin", "sys", "tmp", "usr")
+)
 _NO_PYTHON = ("exec python3 failed", '"python3": executable file not found')
 
 
@@ -38,6 +45,34 @@ def check_image(config: DockerConfig, image: Mapping[str, Any]) -> None:
             f"{_image(config)} declares volumes ({volumes}): what one trajectory writes there would reach the "
             "next; set slots: 1 and read_only_root: false, for a fresh container each, or use another image"
         )
+
+
+def as_the_image_says(config: DockerConfig, image: Mapping[str, Any]) -> DockerConfig:
+    """The configuration with what it leaves to the image: working directory and variables.
+
+    Raises `BackendUnavailableError` for a working directory that cannot be a workspace.
+    """
+    described = image.get("Config") or {}
+    changes: dict[str, Any] = {}
+    if config.workspace is None:
+        changes["workspace"] = _workspace_of(described.get("WorkingDir") or "/")
+    if config.image_variables:
+        pairs = (text.partition("=") for text in described.get("Env") or ())
+        own = {name: SecretStr(value) for name, _, value in pairs}
+        changes["variables"] = {**own, **config.variables}
+    return config.model_copy(update=changes)
+
+
+def _workspace_of(working_dir: str) -> str:
+    path = os.path.normpath(working_dir)
+    if path.lstrip("/") == "":
+        return DEFAULT_WORKSPACE
+    if path.split("/")[1] in _NO_WORKSPACES:
+        raise BackendUnavailableError(
+            f"the image's working directory {path} belongs to the system and cannot be a workspace: say which folder "
+            "is to be one with `workspace`, or set WORKDIR in its Dockerfile"
+        )
+    return path
 
 
 def missing_protections(info: Mapping[str, Any]) -> list[str]:

@@ -76,6 +76,7 @@ class DockerProvider:
                 examination.check_engine(engine.name, await engine.version(), info)
                 image = await provide_image(engine, config)
                 examination.check_image(config, image)
+                config = self._config = examination.as_the_image_says(config, image)
                 self._ground = _Ground(
                     image["Id"], examination.maps_users(info), await engine.clock_offset_s()
                 )

@@ -48,7 +48,7 @@ def host_settings(config: ModalConfig, run_id: str, number: int, life_s: float) 
         inherit_env=True,
         hidden_env=("MODAL_",),
         lease_s=config.lease_s,
-        max_lifetime_s=max(life_s - _LAST_MOMENT_S, 1.0),
+        max_lifetime_s=max(round(life_s - _LAST_MOMENT_S), 1),
     )
 
 

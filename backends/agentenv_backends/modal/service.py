@@ -209,6 +209,8 @@ class Service:
             raise
         except (theirs.Error, OSError, TimeoutError):
             _log.debug("%s ended, and did not say how", sandbox.object_id, exc_info=True)
+        if code == _TIMED_OUT:
+            return "its lifetime is over"
         if code == _KILLED:
             return "it was killed (137), as by the kernel when its memory runs out: see sandbox_memory_mb"
         return f"it ended with code {code}"
@@ -231,7 +233,7 @@ class Service:
             _log.debug("%s", error)
 
 
-_KILLED = 137
+_TIMED_OUT, _KILLED = 124, 137
 
 
 async def _client() -> Any:

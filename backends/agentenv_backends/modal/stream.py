@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from modal import exception as theirs
 
@@ -18,9 +18,10 @@ from agentenv_backends.errors import EngineError
 from agentenv_backends.modal.service import as_modal_error
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Coroutine
 
 _log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 PIECE = 1 << 20
 """Bytes sent in one call."""
@@ -61,16 +62,15 @@ class ExecStream(asyncio.Transport):
         """There is something to send."""
         self._may_read = asyncio.Event()
         self._may_read.set()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._last_words: asyncio.Task[str] | None = None
 
     def begin(self, receiver: asyncio.Protocol) -> None:
         """Tell `receiver` that the stream is there, and carry bytes from now on."""
         self._receiver = receiver
         receiver.connection_made(self)
-        for work in (self._send_all(), self._receive_all()):
-            task = asyncio.create_task(work)
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+        self._spawn(self._send_all())
+        self._spawn(self._receive_all())
 
     async def wait_closed(self) -> None:
         """Return when it carries nothing any more; for after `abort`."""
@@ -132,8 +132,13 @@ class ExecStream(asyncio.Transport):
             await self._may_read.wait()
 
     async def _how_it_ended(self) -> str:
-        """The command has ended, and so perhaps has its sandbox."""
-        code, complaints = None, ""
+        """The command has ended, and so perhaps has its sandbox. Whoever notices asks, and it is found out once."""
+        if self._last_words is None:
+            self._last_words = self._spawn(self._find_out_how_it_ended())
+        return await asyncio.shield(self._last_words)
+
+    async def _find_out_how_it_ended(self) -> str:
+        code, complaints = "unknown", ""
         try:
             code = await bounded(self._process.wait.aio(), _LAST_WORDS_S, "the exit code")
             said = await bounded(self._process.stderr.read.aio(), _LAST_WORDS_S, "its complaints")
@@ -164,10 +169,16 @@ class ExecStream(asyncio.Transport):
                 await asyncio.sleep(_PAUSE_S)
                 continue
             if reason is None and for_good:
-                return f"the sandbox server in it is gone: {error}"
+                return await self._how_it_ended()
             if reason is None and error is not None:
                 await asyncio.sleep(_PAUSE_S)
             return reason
+
+    def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
     def _end(self, reason: str) -> None:
         if self._closing:

@@ -96,6 +96,8 @@ def command_line(
     arguments += ["--dev", "/dev", "--perms", "1777", "--size", tmp_bytes, "--tmpfs", "/dev/shm"]  # noqa: S108
     arguments += ["--remount-ro", "/dev", "--perms", "1777", "--size", tmp_bytes, "--tmpfs", "/tmp"]  # noqa: S108
     arguments += ["--dir", "/run", "--dir", "/var", "--symlink", "/tmp", "/var/tmp"]  # noqa: S108
+    for folder in settings.folders:
+        arguments += ["--size", tmp_bytes, "--tmpfs", folder]
     arguments += ["--size", str(settings.disk_mb * _MB), "--tmpfs", WORKSPACE]
     return [*arguments, "--remount-ro", "/", "--chdir", WORKSPACE, "--seccomp", str(seccomp), "--"]
 

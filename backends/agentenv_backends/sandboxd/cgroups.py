@@ -91,12 +91,15 @@ class Group:
         return int(rest.split()[0]) if found else 0
 
     def remove(self) -> bool:
-        """Remove the group; True when it is gone. Its processes must have ended."""
+        """Remove the group, with whatever still runs in it; True when it is gone.
+
+        Bubblewrap that is killed just after it has made its child leaves one that waits for it for ever.
+        """
         for descriptor in (self._events, self._peak):
             if descriptor >= 0:
                 os.close(descriptor)
         self._events = self._peak = -1
-        gone = [_remove_folder(path) for path in set(self._folders.values())]
+        gone = [remove_with_members(path) for path in set(self._folders.values())]
         return all(gone)
 
 
@@ -164,8 +167,8 @@ def abandoned() -> List[str]:
     return [path for parent in parents() for path in leftovers.abandoned(parent)]
 
 
-def remove_abandoned(path: str) -> bool:
-    """Remove such a group, with whatever still runs in it; True when it is gone."""
+def remove_with_members(path: str) -> bool:
+    """Remove a group with whatever still runs in it; True when it is gone."""
     _kill_members(path)
     return _remove_folder(path)
 
@@ -305,7 +308,7 @@ def _kill_members(path: str) -> None:
     for pid in _members(path):
         try:
             os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
+        except (ProcessLookupError, PermissionError):
             continue
 
 

@@ -67,7 +67,8 @@ class Launcher:
             raise HostError(str(error)) from error
         self._limits = cgroups.Limits(
             processes=settings.max_processes + _RESERVED_PROCESSES,
-            memory_bytes=(settings.memory_mb + settings.disk_mb + 2 * settings.tmp_mb) * _MB
+            memory_bytes=(settings.memory_mb + settings.disk_mb) * _MB
+            + (2 + len(settings.folders)) * settings.tmp_mb * _MB
             + _INIT_MEMORY,
             cpus=settings.cpus,
         )
@@ -205,10 +206,10 @@ class Launcher:
         return SlotParts(uid, group, folder, home)
 
     def _give_back(self, parts: SlotParts) -> None:
-        if parts.uid is not None:
-            self._free_uids.append(parts.uid)
         if parts.group is not None:
             parts.group.remove()
+        if parts.uid is not None:
+            self._free_uids.append(parts.uid)
         if parts.folder:
             remove_tree(parts.folder)
 
@@ -230,6 +231,7 @@ class Launcher:
         }
         if not self.confined:
             env["PATH"] = os.environ.get("PATH", env["PATH"])
+        env.update(settings.variables)
         # A user's limit counts its commands alone, a namespace's also what starts them.
         reserved = 0 if home is not None else _RESERVED_PROCESSES
         limit = settings.max_processes + reserved if self.limits_processes_inside else None

@@ -29,6 +29,9 @@ from .slot_snapshot import pack
 
 _HOME = "/tmp"  # noqa: S108 - covered by a file system of its own, in this namespace alone
 _MESSAGE = 1 << 14
+_QUIET_MS = 200
+"""After so long without a request there is time to tidy up: the members of a group come one after the other."""
+_MOST_NEEDLESS = 200
 _PR_SET_KEEPCAPS = 8
 _CAP_DAC_READ_SEARCH = 2
 _NOBODY = 65534
@@ -100,6 +103,11 @@ class Mounts:
     def drop(self, tree: str) -> None:
         """Let go of a snapshot; slots that were given it keep it."""
         _remove_mount(self.path(tree))
+
+    @property
+    def needless(self) -> int:
+        """How many mounts `tidy` would take away."""
+        return len(self._needless)
 
     def tidy(self) -> None:
         """Take away what the steps before needed for themselves; call when there is time."""
@@ -239,9 +247,10 @@ class _Helper:
     def serve(self) -> None:
         """Until the server is gone."""
         while True:
-            if not self._poll.poll(0):
+            ready = self._poll.poll(_QUIET_MS if self._mounts.needless else None)
+            if not ready or self._mounts.needless > _MOST_NEEDLESS:
                 self._mounts.tidy()
-            for descriptor, _ in self._poll.poll():
+            for descriptor, _ in ready:
                 if descriptor != self._stream.fileno():
                     self._packed(descriptor)
                 elif not self._take():

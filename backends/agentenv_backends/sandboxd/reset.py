@@ -46,7 +46,7 @@ def _run(home: SlotHome, places: Tuple[str, ...], slots: range) -> NoReturn:
         default_signals()
         signal.alarm(TIME_LIMIT_S)
         _end_processes(home)
-        for path in (home.workspace, home.tmp):
+        for path in (home.workspace, home.tmp, *home.folders):
             _give_folder_back(path)
         for place in places:
             _clean_place(place, home.uid, slots)

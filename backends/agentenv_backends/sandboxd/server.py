@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from functools import partial
-from typing import Callable, Dict, Optional
+from typing import Callable, Dict, List, Optional
 
 from . import frames
 from .driver import DriverStream, Ending
@@ -27,6 +27,8 @@ from .snapshots import Snapshots
 GREETING_S = 60.0
 START_S = 20.0
 END_S = 5.0
+CLOSE_LATER_S = 0.05
+"""How long a slot that is to be closed may wait for others to be given their workspaces: its end holds up mounts."""
 MAX_WAITING = 256 << 20
 """Bytes of requests that wait for their slots, all together."""
 MAX_UNFINISHED = 128 << 20
@@ -47,6 +49,8 @@ class Server:
         self._driver = DriverStream(reading, writing, self._loop, self._take)
         self._slots: Dict[int, Slot] = {}
         self._by_pid: Dict[int, Slot] = {}
+        self._closing: List[Slot] = []
+        """To be ended when no snapshot is under way, or a moment later."""
         self._budget = ReadingBudget(self._loop, MAX_UNFINISHED)
         self._owner_fd = -1
         self._launcher: Optional[Launcher] = None
@@ -88,6 +92,8 @@ class Server:
             self._loop.turn()
         self._driver.flush()
         self._loop.run_timers()
+        if self._closing and self._snapshots is not None and not self._snapshots.are_busy:
+            self._end_closed()
 
     def _terminate(self) -> None:
         raise Ending("SIGTERM")
@@ -176,7 +182,16 @@ class Server:
             self._driver.reply(frame)
             return
         slot.close_requests.append(frame.request_id)
-        self._end(slot, "")
+        if self._snapshots is not None and self._snapshots.are_busy:
+            self._closing.append(slot)
+            self._loop.later(CLOSE_LATER_S, self._end_closed)
+        else:
+            self._end(slot, "")
+
+    def _end_closed(self) -> None:
+        closing, self._closing = self._closing, []
+        for slot in closing:
+            self._end(slot, "")
 
     def _request(self, frame: frames.Frame) -> None:
         slot = self._slots.get(frame.channel)

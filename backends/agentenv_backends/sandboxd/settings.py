@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Dict, Optional, Tuple, Type, TypeVar
 
 ISOLATIONS = ("bubblewrap", "user", "auto", "none")
@@ -45,6 +45,12 @@ class HostSettings:
     slot_folders: Tuple[Tuple[str, str], ...] = ()
     """For isolation `user`: workspace and folder for temporary files of each slot the host may hold at once. Best is a
     file system of its own size for each. What does not exist is made."""
+    folders: Tuple[str, ...] = ()
+    """Absolute paths that a slot has beside its workspace: empty at first, its own, and gone with it. With bubblewrap
+    file systems in memory of `tmp_mb` each. For isolation `user` with one slot: best are such file systems too. What
+    does not exist is made."""
+    variables: Dict[str, str] = field(default_factory=dict)
+    """Further environment variables of every command; they win over the server's own."""
     run_as_root: bool = False
     """For isolation `user` with one slot: its commands run as the container's root, and the slot is opened once."""
     python: str = ""
@@ -99,12 +105,18 @@ class HostSettings:
         paths = [path for pair in self.slot_folders for path in pair]
         if self.isolation == "user" and not paths:
             raise ValueError("slot_folders: isolation user needs one pair for each slot")
+        if self.folders and (self.isolation == "none" or len(self.slot_folders) > 1):
+            raise ValueError(
+                "folders: %r; slots that share a host's files cannot have the same path each"
+                % (self.folders,)
+            )
+        paths += self.folders
         if any(not path.startswith("/") or os.path.normpath(path) != path for path in paths):
-            raise ValueError("slot_folders: %r; plain absolute paths are needed" % (paths,))
+            raise ValueError("folders: %r; plain absolute paths are needed" % (paths,))
         if any(a != b and (a + "/").startswith(b + "/") for a in paths for b in paths) or len(
             set(paths)
         ) < len(paths):
-            raise ValueError("slot_folders: %r; none may lie in another" % (paths,))
+            raise ValueError("folders: %r; none may lie in another" % (paths,))
         if self.refuse_sockets and (self.isolation not in ("user", "auto") or self.allow_network):
             raise ValueError("refuse_sockets is for isolation user without allow_network")
         if self.run_as_root and (self.isolation != "user" or len(self.slot_folders) != 1):

@@ -82,6 +82,11 @@ class Snapshots:
         """Archives that are about to become trees, and who had better wait for that."""
         self._trees = 0
 
+    @property
+    def are_busy(self) -> bool:
+        """Whether anything is under way."""
+        return bool(self._jobs)
+
     # --- what the driver asks -------------------------------------------------------------------------------------
 
     def take_frame(self, frame: frames.Frame, slot: Optional[Slot]) -> None:

@@ -14,6 +14,7 @@ NEEDED = {"CHOWN": 0, "DAC_OVERRIDE": 1, "FOWNER": 3, "KILL": 5, "SETGID": 6, "S
 """Capabilities by their numbers."""
 _COMMON_PLACES = ("/tmp", "/var/tmp", "/run/lock", "/dev/shm", "/dev/mqueue")  # noqa: S108 - to be cleaned
 _MEMORY_SYSTEMS = ("tmpfs", "ramfs", "mqueue")
+_FOR_ALL = 0o1777
 
 
 class UsersError(Exception):
@@ -30,6 +31,8 @@ class SlotHome(NamedTuple):
     """Of its init."""
     workspace: str
     tmp: str
+    folders: Tuple[str, ...] = ()
+    """Further folders of its own."""
     door: str = ""
     """The folder that holds both and nothing else, which only this slot may pass; empty: there is none. It is root's,
     so that a slot that opens its workspace to everyone opens it to nobody.
@@ -43,10 +46,10 @@ class Users:
         _check_privileges()
         self._as_root = settings.run_as_root
         self._folders = settings.slot_folders
+        self._further = settings.folders
         self._prefilled = False
-        for pair in self._folders:
-            for path in pair:
-                self._prefilled |= _made_ready(path)
+        for path in self._all_paths():
+            self._prefilled |= _made_ready(path)
         if self._prefilled and len(self._folders) > 1:
             raise UsersError(
                 "slot_folders: something lies in one of them already; each slot needs an empty one of its own"
@@ -58,7 +61,7 @@ class Users:
         self.ids = range(first, first + count)
         self._free_ids: Deque[int] = deque(range(first, first + count - count % 2, 2))
         self._free_folders = set(range(len(self._folders)))
-        self.places = places_for_all([path for pair in self._folders for path in pair])
+        self.places = places_for_all(self._all_paths())
 
     @property
     def single_use(self) -> bool:
@@ -80,12 +83,18 @@ class Users:
         workspace, tmp = self._folders[number]
         uid, keeper = self._free_ids[0], self._free_ids[0] + 1
         door = self._doors[number]
-        home = SlotHome(number, 0 if self._as_root else uid, keeper, workspace, tmp, door)
+        home = SlotHome(
+            number, 0 if self._as_root else uid, keeper, workspace, tmp, self._further, door
+        )
         if door:
             _set_door(door, home.uid)
-        for path in (workspace, tmp):
+        for path in (workspace, tmp, *self._further):
+            if self._prefilled:
+                _hand_over(path, home.uid)
             os.chown(path, home.uid, home.uid)
             os.chmod(path, stat.S_IRWXU)
+        if self._as_root:
+            os.chmod(tmp, _FOR_ALL)  # programs that root starts as others find it as everywhere
         self._free_folders.remove(number)
         self._free_ids.popleft()
         return home
@@ -96,6 +105,18 @@ class Users:
             _set_door(home.door, 0)
         self._free_folders.add(home.number)
         self._free_ids.append(home.keeper - 1)
+
+    def _all_paths(self) -> List[str]:
+        return [path for pair in self._folders for path in pair] + list(self._further)
+
+
+def _hand_over(path: str, uid: int) -> None:
+    """Make what an image had in a slot's folder the slot's own."""
+    if uid == 0:
+        return
+    for root, folders, files in os.walk(path):
+        for name in folders + files:
+            os.lchown(os.path.join(root, name), uid, uid)
 
 
 def _check_privileges() -> None:

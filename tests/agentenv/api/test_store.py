@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from agentenv.api import store as store_module
 from agentenv.api.settings import ApiSettings
 from agentenv.api.statements import Statement, put_meta
 from agentenv.api.store import DATABASE_NAME, Store
@@ -81,6 +82,21 @@ async def test_commits_are_synced_each_by_itself_or_when_asked(tmp_path, every, 
         assert store._unsynced is not every
         store.sync()
         assert not store._unsynced
+
+
+async def test_a_long_log_begins_anew_though_commits_go_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(store_module, "_LONG_LOG_BYTES", 1)
+    monkeypatch.setattr(store_module, "_RESTART_PAGES", 8)
+    rounds, commits, size = 20, 5, 50_000
+    async with opened(tmp_path / "a.db") as store:
+        for _ in range(rounds):
+            changes = [put_meta(f"{number}", "x" * size) for number in range(commits)]
+            syncing = asyncio.to_thread(store.sync)
+            await asyncio.gather(syncing, *(store.submit([change]) for change in changes))
+        assert (tmp_path / "a.db-wal").stat().st_size < rounds * commits * size / 2
+    rows = sqlite3.connect(tmp_path / "a.db")
+    assert rows.execute("select count(*) from meta where length(value) > 9999").fetchone() == (5,)
+    rows.close()
 
 
 async def test_two_servers_do_not_share_a_file(tmp_path):

@@ -67,5 +67,5 @@ def test_a_backend_that_is_not_there_fails_only_who_named_it(monkeypatch, capsys
 
 
 def test_unknown_backends_are_refused(capsys):
-    assert main(["cleanup", "--backend", "nomad"]) == 2
-    assert "nomad" in capsys.readouterr().err
+    assert main(["cleanup", "--backend", "kubernetes"]) == 2
+    assert "kubernetes" in capsys.readouterr().err

@@ -48,7 +48,7 @@ def test_process_writes_groups_config_summary_and_report_and_says_where(tmp_path
     assert len(groups) == 2
     assert {len(group.trajectories) for group in groups} == {2}
     assert json.loads(Path("out/summary.json").read_text())["groups"]["written"] == 2
-    assert "canary" not in "".join(path.read_text() for path in Path("out").iterdir())
+    assert b"canary" not in b"".join(path.read_bytes() for path in Path("out").iterdir())
     shown = capsys.readouterr().out
     for part in ("2/2", "out/report.html", "out/groups.jsonl", "4 scored"):
         assert part in shown
@@ -58,6 +58,7 @@ def test_process_writes_groups_config_summary_and_report_and_says_where(tmp_path
         "groups.jsonl",
         "report.html",
         "summary.json",
+        "trajectories.sqlite",
     ]
 
 

@@ -14,12 +14,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from agentenv.cli.main import main
 from agentenv.cli.services import load_tools
 from agentenv.errors import ConfigError
+from tests.processes import alive, descendants
+from tests.waiting import WITHIN_S
 
 ROOT = Path(__file__).parents[3]
 TOOLS = '''
@@ -84,7 +85,7 @@ def ask(url: str, body: Any = None, token: str | None = None) -> tuple[int, Any]
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, headers)
     try:
-        with urllib.request.urlopen(request, timeout=30) as response:
+        with urllib.request.urlopen(request, timeout=WITHIN_S) as response:
             return response.status, json.load(response)
     except urllib.error.HTTPError as error:
         with error:
@@ -164,7 +165,7 @@ def test_the_tool_server_serves_and_ends_in_order(folder: Path):
         call = {"tool": {"name": "greet", "arguments": {"name": "Ada"}}}
         assert ask(f"{url}/execute", call, "sesame")[1]["output"] == "hello Ada"
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
+        assert process.wait(WITHIN_S) == 0
         assert process.stderr.read() == ""
 
 
@@ -173,12 +174,12 @@ async def test_a_call_under_way_is_answered_before_the_server_ends(folder: Path)
     with running(folder, "tool-server", "served_tools:ALL") as (url, process):
         call = {"tool": {"name": "slow", "arguments": {"seconds": 1}}}
         answer = asyncio.create_task(asyncio.to_thread(ask, f"{url}/execute", call))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(WITHIN_S):
             while (await asyncio.to_thread(ask, url))[1]["calls_under_way"] == 0:
                 await asyncio.sleep(0.01)
         process.send_signal(signal.SIGINT)
         assert (await answer)[1]["output"] == "done"
-        assert await asyncio.to_thread(process.wait, 20) == 0
+        assert await asyncio.to_thread(process.wait, WITHIN_S) == 0
 
 
 @pytest.mark.slow
@@ -188,17 +189,17 @@ async def test_a_second_signal_ends_calls_at_once(folder: Path):
         call = {"tool": {"name": "slow", "arguments": {"seconds": 600}}, "timeout_s": 600}
         quick = {"tool": {"name": "greet", "arguments": {"name": "Ada"}}}
         answer = asyncio.create_task(asyncio.to_thread(ask, f"{url}/execute", call))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(WITHIN_S):
             while (await asyncio.to_thread(ask, url))[1]["calls_under_way"] == 0:
                 await asyncio.sleep(0.01)
         process.send_signal(signal.SIGTERM)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(WITHIN_S):
             while (await asyncio.to_thread(ask, f"{url}/execute", quick))[0] != 503:
                 await asyncio.sleep(0.01)
         process.send_signal(signal.SIGINT)
         status, body = await answer
         assert (status, body["error"]["kind"]) == (503, "withdrawn")
-        assert await asyncio.to_thread(process.wait, 20) == 0
+        assert await asyncio.to_thread(process.wait, WITHIN_S) == 0
 
 
 @pytest.mark.sandbox
@@ -206,12 +207,12 @@ async def test_a_second_signal_ends_calls_at_once(folder: Path):
 def test_the_executor_serves_sandboxes_and_leaves_none(folder: Path):
     (folder / "config.yaml").write_text("env: {backend: {type: local, slots: 2}}\n")
     with running(folder, "executor", "config.yaml", TOOL_EXECUTOR_TOKEN="sesame") as (url, process):
-        sandboxes = psutil.Process(process.pid).children(recursive=True)
+        sandboxes = descendants(process.pid)
         call = {"name": "terminal", "arguments": {"command": "echo hi; id -u"}}
         body = {"trajectory_id": "t", "tool": call}
         assert ask(f"{url}/execute", body)[0] == 401
         assert ask(f"{url}/execute", body, "sesame")[1]["output"].startswith("hi\n")
-        sandboxes += psutil.Process(process.pid).children(recursive=True)
+        sandboxes |= descendants(process.pid)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
-        assert not [child for child in sandboxes if child.is_running()]
+        assert process.wait(WITHIN_S) == 0
+        assert not alive(sandboxes)

@@ -11,6 +11,7 @@ from agentenv.group import GroupContext, current_group, rollout_seed
 from agentenv.session import completion_seed
 from agentenv.testing import FakeRequest
 from tests.agentenv.fake_env import EchoEnv, call_text, make_env, policy_of, solver
+from tests.waiting import WITHIN_S
 
 
 async def collect(env: EchoEnv) -> tuple[Any, list[Any], list[RolloutRecord], GroupContext]:
@@ -58,7 +59,7 @@ async def test_a_straggler_is_cancelled_and_counted_as_cancelled(keep: str):
         slots=8,
         over_provision={"extra": 1, "keep": keep, "factor": 1.0},
     )
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(WITHIN_S):
         group, backlog, records, _ = await collect(env)
     assert backlog == []
     assert len(group["scores"]) == 3

@@ -14,6 +14,7 @@ from agentenv.tokens.base import ParsedReply
 from agentenv.types import AgentConfig
 from tests.agentenv.fake_env import make_env, policy_of
 from tests.agentenv.rollout_fakes import ScriptedSession, answer
+from tests.waiting import WITHIN_S
 
 TASK = Task(instruction="do it", item=None, agent=AgentConfig())
 
@@ -45,7 +46,7 @@ async def test_every_waiter_goes_on_when_it_opens():
     assert not any(waiter.done() for waiter in waiters)
     gate.resume()
     gate.resume()
-    waited = await asyncio.wait_for(asyncio.gather(*waiters), 5)
+    waited = await asyncio.wait_for(asyncio.gather(*waiters), WITHIN_S)
     assert min(waited) > 0
 
 
@@ -66,7 +67,7 @@ async def test_a_waiter_never_passes_in_a_pause_that_began_before_it_could_run()
     await settle()
     assert passed_while_paused == []
     gate.resume()
-    await asyncio.wait_for(asyncio.gather(*waiters), 5)
+    await asyncio.wait_for(asyncio.gather(*waiters), WITHIN_S)
     assert passed_while_paused == [False] * 20
 
 
@@ -87,7 +88,7 @@ async def test_a_cancelled_waiter_leaves_the_gate_as_it_was():
     with pytest.raises(asyncio.CancelledError):
         await first
     gate.resume()
-    await asyncio.wait_for(second, 5)
+    await asyncio.wait_for(second, WITHIN_S)
 
 
 async def test_drained_waits_for_the_turns_under_way():
@@ -105,10 +106,10 @@ async def test_drained_waits_for_the_turns_under_way():
     await settle()
     assert not drained.done()
     release.set()
-    await asyncio.wait_for(drained, 5)
+    await asyncio.wait_for(drained, WITHIN_S)
     await asyncio.gather(*turns)
     gate.resume()
-    await asyncio.wait_for(gate.drained(), 5)
+    await asyncio.wait_for(gate.drained(), WITHIN_S)
 
 
 async def test_a_turn_that_fails_or_is_cancelled_is_no_longer_under_way():
@@ -119,7 +120,7 @@ async def test_a_turn_that_fails_or_is_cancelled_is_no_longer_under_way():
     with pytest.raises(TimeoutError):
         async with gate.turn(0.001):
             await asyncio.Event().wait()
-    await asyncio.wait_for(gate.drained(), 5)
+    await asyncio.wait_for(gate.drained(), WITHIN_S)
 
 
 async def test_a_pause_stops_the_clock_of_a_turn_under_way():
@@ -175,7 +176,7 @@ async def test_an_agent_waits_for_the_gate_and_keeps_its_time():
     assert session.sampled_with == []
     deadline = clock._deadline
     gate.resume()
-    result = await asyncio.wait_for(run, 5)
+    result = await asyncio.wait_for(run, WITHIN_S)
     assert result.stop_reason is StopReason.FINAL_ANSWER
     assert clock._deadline > deadline
 
@@ -205,8 +206,8 @@ async def test_an_environment_starts_no_group_and_no_turn_while_paused():
         assert env.runtime.backend.stats().acquired_slots == 0
         assert policy_of(env).requests == []
         env.runtime.gate.resume()
-        collected, backlog = await asyncio.wait_for(group, 20)
-        await asyncio.wait_for(alone, 20)
+        collected, backlog = await asyncio.wait_for(group, WITHIN_S)
+        await asyncio.wait_for(alone, WITHIN_S)
     finally:
         await env.shutdown()
     assert collected is not None

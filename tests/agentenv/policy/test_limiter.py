@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentenv.policy.limiter import Limiter
+from tests.waiting import WITHIN_S
 
 
 async def take_all(limiter: Limiter) -> None:
@@ -18,7 +19,7 @@ async def take_all(limiter: Limiter) -> None:
         async with limiter.permit():
             await everyone_in.wait()
 
-    async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+    async with asyncio.timeout(WITHIN_S), asyncio.TaskGroup() as tasks:
         for _ in range(limiter.capacity):
             tasks.create_task(hold())
 
@@ -75,7 +76,7 @@ async def test_a_permit_handed_to_a_task_that_is_cancelled_in_the_same_moment_go
         await asyncio.sleep(0)
         assert limiter.waiting == 2
     first.cancel()  # the permit was handed to it when the block above ended; it has not run since
-    await asyncio.wait_for(second, 5)
+    await asyncio.wait_for(second, WITHIN_S)
     assert order == ["second"]
     assert limiter.in_use == 0
 
@@ -99,7 +100,7 @@ async def test_raising_the_capacity_wakes_waiters_and_never_lowers():
         waiter = asyncio.create_task(take_all(limiter))
         await asyncio.sleep(0)
         limiter.raise_to(2)
-        await asyncio.wait_for(waiter, 5)
+        await asyncio.wait_for(waiter, WITHIN_S)
     limiter.raise_to(1)
     assert limiter.capacity == 2
 

@@ -12,6 +12,7 @@ from agentenv.policy import APIServerConfig, SamplingParams, build_policy, for_e
 from agentenv.policy.router import PolicyRouter
 from agentenv.policy.server import EngineServer
 from agentenv.testing import Fault, FaultPlan, running_engine
+from tests.waiting import WITHIN_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,7 +24,7 @@ LONG = 60.0
 
 async def until(condition: Callable[[], bool]) -> None:
     """Wait for something that other tasks bring about."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WITHIN_S):
         while not condition():
             await asyncio.sleep(0.002)
 
@@ -100,7 +101,7 @@ async def test_calls_queued_at_a_server_that_is_taken_out_go_elsewhere_at_once(p
         await until(lambda: dying.engine.in_use == 2)
         await dying.kill()
         # Cut connections are no proof of death; that nobody listens any more is.
-        completions = await asyncio.wait_for(asyncio.gather(*calls), 20)
+        completions = await asyncio.wait_for(asyncio.gather(*calls), WITHIN_S)
     assert len(completions) == 12
 
 
@@ -121,7 +122,7 @@ async def test_a_server_without_health_check_gets_another_chance_after_a_while(p
         call = asyncio.create_task(policy.generate([1], PARAMS, trajectory_id="t"))
         await until(lambda: not policy.stats()[0].healthy)
         await one.revive()
-        await asyncio.wait_for(call, 10)
+        await asyncio.wait_for(call, WITHIN_S)
 
 
 async def test_a_call_outlives_an_outage_of_every_server(policy_over):
@@ -131,7 +132,7 @@ async def test_a_call_outlives_an_outage_of_every_server(policy_over):
         await until(lambda: not policy.stats()[0].healthy)
         assert policy.stats()[0].in_use == {"train": 0, "eval": 0}
         await one.revive()
-        await asyncio.wait_for(call, 10)
+        await asyncio.wait_for(call, WITHIN_S)
 
 
 async def test_an_outage_that_lasts_ends_in_an_error_that_names_the_server(policy_over):
@@ -152,7 +153,7 @@ async def test_no_permit_is_held_during_a_backoff(policy_over):
     async with running_engine(faults=plan) as one, policy_over(one, **options) as policy:
         refused = asyncio.create_task(policy.generate([1], PARAMS, trajectory_id="refused"))
         await until(lambda: policy.stats()[0].faults == {"http_429": 1})
-        await asyncio.wait_for(policy.generate([1], PARAMS, trajectory_id="other"), 10)
+        await asyncio.wait_for(policy.generate([1], PARAMS, trajectory_id="other"), WITHIN_S)
         refused.cancel()
         with pytest.raises(asyncio.CancelledError):
             await refused
@@ -165,7 +166,7 @@ async def test_no_permit_is_held_during_a_backoff(policy_over):
 async def test_any_retry_after_is_survived_within_the_cap(retry_after, policy_over):
     plan = FaultPlan([Fault.RATE_LIMITED], retry_after=retry_after)
     async with running_engine(faults=plan) as one, policy_over(one, max_retry_after=0.05) as policy:
-        await asyncio.wait_for(policy.generate([1], PARAMS, trajectory_id="t"), 10)
+        await asyncio.wait_for(policy.generate([1], PARAMS, trajectory_id="t"), WITHIN_S)
         assert policy.stats()[0].faults == {"http_429": 1}
 
 
@@ -298,7 +299,7 @@ async def test_closing_ends_the_calls_under_way_and_opens_no_new_connection(aliv
             await until(lambda: not policy.stats()[0].healthy)
         await policy.close()
         with pytest.raises(PolicyError, match="closed"):
-            await asyncio.wait_for(call, 10)
+            await asyncio.wait_for(call, WITHIN_S)
 
 
 async def test_a_script_that_runs_out_is_a_refusal_and_names_the_trajectory(policy_over):

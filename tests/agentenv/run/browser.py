@@ -19,6 +19,7 @@ _SWITCHES = (
     "--disable-component-update --disable-sync --remote-debugging-port=0 --window-size=1500,1100"
 )
 DEADLINE_S = 60.0
+_COMPLAINTS = ("Log.entryAdded", "Runtime.exceptionThrown", "Runtime.consoleAPICalled")
 
 
 class Page:
@@ -27,6 +28,13 @@ class Page:
     def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         self._socket = socket
         self._sent = 0
+        self.complaints: list[str] = []
+        """Errors on the console and refused requests, from `listen_to_console` on."""
+
+    async def listen_to_console(self) -> None:
+        """Note what the console says; what it said before comes first."""
+        await self.ask("Log.enable")
+        await self.ask("Runtime.enable")
 
     async def ask(self, method: str, **parameters: Any) -> dict[str, Any]:
         """One command of the debugging protocol."""
@@ -35,8 +43,15 @@ class Page:
         async with asyncio.timeout(DEADLINE_S):
             while True:
                 answer: dict[str, Any] = json.loads(await self._socket.receive_str())
+                if answer.get("method") in _COMPLAINTS:
+                    self._note(answer["params"])
                 if answer.get("id") == self._sent:
                     return dict(answer["result"])
+
+    def _note(self, event: dict[str, Any]) -> None:
+        level = event.get("type") or event.get("entry", {}).get("level", "error")
+        if level in ("error", "warning"):
+            self.complaints.append(json.dumps(event)[:2000])
 
     async def value(self, script: str) -> Any:
         """What an expression is in the page. An exception in it fails the test."""

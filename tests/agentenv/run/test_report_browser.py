@@ -1,12 +1,9 @@
 """The report in a real browser, against text that tries to run or to call out."""
 
 import html
-import http.server
 import shutil
 import subprocess
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -14,6 +11,7 @@ import pytest
 from agentenv.run.directory import RunDirectory
 from agentenv.run.record import GroupRecord, StepRecord, TrajectoryRecord
 from agentenv.run.report import write_report
+from tests.agentenv.run.payloads import Listener, listening
 from tests.agentenv.run.records import group, scored_group
 
 CHROMIUM = (
@@ -29,63 +27,10 @@ SWITCHES = (
 )
 
 
-@dataclass
-class Listener:
-    """A server on this machine that notes who calls."""
-
-    port: int
-    calls: list[str] = field(default_factory=list)
-
-    def payloads(self) -> str:
-        """Everything that would run or call out, were it taken for markup."""
-        return "\n".join([*self.staying(), self.leaving()])
-
-    def leaving(self) -> str:
-        """What would take the browser to another page."""
-        return f"<base href={self.here}/> <meta http-equiv=refresh content='0;{self.here}/refresh'>"
-
-    @property
-    def here(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def staying(self) -> list[str]:
-        """What would run or call out without leaving the page."""
-        here, title = self.here, "document.title='CANARY'"
-        return [
-            "\x1b]52;c;Y2FuYXJ5\x07\x1b[31m \u202e\u2066reversed\u2069 \u200b\u2028 \U000e0041",
-            f"<script>{title};fetch('{here}/script')</script>",
-            f"</script><script>{title}</script>",
-            f'<img src={here}/img onerror="{title}">',
-            f'<svg/onload="{title}"><iframe src={here}/frame></iframe>',
-            f"<style>body{{background:url({here}/css)}}</style><link rel=stylesheet href={here}/link>",
-            f"[link](javascript:{title}) ![beacon]({here}/markdown) <a href='data:text/html,x'>x</a>",
-            f"$\\href{{javascript:{title}}}{{x}}$",
-            f'<form action={here}/form><input autofocus onfocus="{title}"></form>',
-            "מ" * 5000,
-        ]
-
-
 @pytest.fixture
 def listener() -> Iterator[Listener]:
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            noted.calls.append(self.path)
-            self.send_response(200)
-            self.send_header("Content-Type", "text/html")
-            self.end_headers()
-            self.wfile.write(b"<title>CANARY</title>")
-
-        def log_message(self, *args: object) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    noted = Listener(server.server_port)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    yield noted
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with listening() as noted:
+        yield noted
 
 
 def _dom(page: Path, profile: Path, link: str = "") -> str:

@@ -14,10 +14,11 @@ from agentenv.run.progress import QuietProgress
 from agentenv.serve import serve
 from agentenv.testing import FakeLink
 from tests.agentenv.fake_env import EchoEnv, make_env
+from tests.waiting import WITHIN_S
 
 
 async def until(condition: Callable[[], Any]) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(WITHIN_S):
         while not condition():
             await asyncio.sleep(0.002)
 

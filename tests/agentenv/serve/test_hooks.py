@@ -13,6 +13,7 @@ from agentenv import Item
 from agentenv.testing import FakeLink
 from tests.agentenv.fake_env import policy_of
 from tests.agentenv.serve.running import MixedEnv, fill, made, seen, serving, until
+from tests.waiting import WITHIN_S
 
 
 class Evaluated(MixedEnv):
@@ -140,7 +141,7 @@ async def test_a_report_that_hangs_holds_neither_steering_nor_the_end_up(tmp_pat
         await until(lambda: env.runtime.gate.paused)
         link.paused = False
         os.kill(os.getpid(), signal.SIGINT)
-        await asyncio.wait_for(running.task, 30)
+        await asyncio.wait_for(running.task, WITHIN_S)
     assert link.left == [0]
 
 

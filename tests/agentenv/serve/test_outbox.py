@@ -13,6 +13,7 @@ from agentenv.api.group import GroupError, WireGroup
 from agentenv.errors import ApiRefusedError, ApiUnreachableError, UnknownEnvError
 from agentenv.serve.outbox import Outbox, decode, encode
 from agentenv.serve.spool import Spool
+from tests.waiting import WITHIN_S
 
 
 def group(name: str) -> dict[str, Any]:
@@ -51,7 +52,7 @@ async def outbox_to(server: Server, path: Path, **options: Any) -> AsyncIterator
     outbox = Outbox(spool, server.send, retry_s=0.001, **options)
     sending = asyncio.create_task(outbox.run())
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(WITHIN_S):
             yield outbox
     finally:
         sending.cancel()

@@ -16,6 +16,7 @@ from agentenv.run.directory import read_groups
 from agentenv.testing import FakeLink
 from tests.agentenv.fake_env import policy_of
 from tests.agentenv.serve.running import MixedEnv, Running, fill, made, mixed, seen, serving, until
+from tests.waiting import WITHIN_S
 
 
 async def test_groups_reach_the_server_with_what_a_trainer_needs_until_it_has_enough(
@@ -304,7 +305,7 @@ async def test_the_first_signal_sends_what_is_finished_keeps_a_checkpoint_and_sa
     async with serving(env, link, tmp_path, handle_signals=True) as running:
         await until(lambda: len(link.groups) >= 3)
         os.kill(os.getpid(), signal.SIGTERM)
-        await asyncio.wait_for(running.task, 30)
+        await asyncio.wait_for(running.task, WITHIN_S)
     assert (
         len(link.groups) == running.totals["groups_sent"] == (running.progress.counters.groups_done)
     )
@@ -324,7 +325,7 @@ async def test_the_second_signal_ends_groups_that_hang(tmp_path: Path):
         os.kill(os.getpid(), signal.SIGINT)
         await asyncio.sleep(0)
         os.kill(os.getpid(), signal.SIGINT)
-        await asyncio.wait_for(running.task, 30)
+        await asyncio.wait_for(running.task, WITHIN_S)
     assert link.left == [0]
 
 
@@ -333,7 +334,7 @@ async def test_one_signal_ends_the_wait_for_a_trainer(tmp_path: Path):
     async with serving(env, link, tmp_path, handle_signals=True) as running:
         await until(lambda: link.knocks)
         os.kill(os.getpid(), signal.SIGINT)
-        await asyncio.wait_for(running.task, 30)
+        await asyncio.wait_for(running.task, WITHIN_S)
     assert not policy_of(env).started
 
 
@@ -347,7 +348,7 @@ async def test_a_stop_while_the_server_is_away_keeps_everything_for_the_next_tim
         link.away = True
         await until(lambda: running.progress.counters.groups_done >= len(link.groups) + 3)
         os.kill(os.getpid(), signal.SIGINT)
-        await asyncio.wait_for(running.task, 30)
+        await asyncio.wait_for(running.task, WITHIN_S)
     assert running.totals["groups_kept_on_disk"] >= 3
     done = running.progress.counters.groups_done
     assert running.totals["groups_sent"] + running.totals["groups_kept_on_disk"] == done

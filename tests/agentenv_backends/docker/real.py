@@ -18,6 +18,7 @@ from agentenv_backends.pool import SlotPool
 from agentenv_backends.requests import ExecRequest
 from agentenv_backends.results import ExecStatus
 from tests.docker_engine import IMAGE
+from tests.waiting import WITHIN_S
 
 SOCKET = "/var/run/docker.sock"
 
@@ -54,7 +55,7 @@ async def existing():
         return {entry.name for entry in await engine.list_containers(owners.OWNER_LABEL)}
 
 
-async def eventually(holds, seconds=30.0):
+async def eventually(holds, seconds=WITHIN_S):
     async with asyncio.timeout(seconds):
         while not await holds():
             await asyncio.sleep(0.05)

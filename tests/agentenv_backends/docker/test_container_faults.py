@@ -33,7 +33,7 @@ async def test_a_container_paused_for_a_while_goes_on(ground):
     slot = await here.pool.acquire("a")
     await here.container(slot).pause()
     call = asyncio.create_task(here.run(slot, "echo ok"))
-    await asyncio.sleep(10)
+    await asyncio.sleep(4)
     await here.container(slot).unpause()
     assert (await call).stdout.text() == "ok\n"
     assert here.pool.stats().lost_hosts == 0

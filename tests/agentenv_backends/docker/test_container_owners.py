@@ -24,6 +24,7 @@ from tests.agentenv_backends.docker.real import (
     start_driver,
 )
 from tests.docker_engine import IMAGE, needs_engine
+from tests.waiting import WITHIN_S
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow, needs_engine]
 
@@ -35,7 +36,7 @@ async def test_whatever_ends_the_driver_ends_its_containers(end):
         assert len(names) == 2
         assert names <= await existing()
         driver.send_signal(end)
-        await asyncio.to_thread(driver.wait, 30)
+        await asyncio.to_thread(driver.wait, WITHIN_S)
 
         async def gone():
             return not names & await existing()

@@ -13,6 +13,7 @@ from agentenv_backends.docker.egress import Egress
 from agentenv_backends.requests import ExecRequest
 from agentenv_backends.sandboxd import egress as tunnels
 from tests.docker_engine import needs_engine
+from tests.waiting import WITHIN_S
 
 EXAMPLES = {"web.example": "127.0.0.1"}
 
@@ -63,7 +64,7 @@ class Way:
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         try:
             writer.write(request)
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(WITHIN_S):
                 return await reader.read()
         finally:
             writer.transport.abort()
@@ -222,7 +223,7 @@ async def connect(way, port, clients):
     reader, writer = await asyncio.open_connection("127.0.0.1", way.port)
     clients.append(writer)
     writer.write(f"CONNECT 127.0.0.1:{port} HTTP/1.1\r\n\r\n".encode())
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(WITHIN_S):
         return int((await reader.readuntil(b"\r\n\r\n")).split(b" ")[1])
 
 
@@ -260,7 +261,7 @@ async def test_clients_that_ask_for_nothing_keep_no_other_out():
         idle = [await asyncio.open_connection("127.0.0.1", way.port) for _ in range(300)]
         answer = await way.ask(f"GET http://127.0.0.1:{port}/ HTTP/1.1\r\n\r\n".encode())
         assert answer.startswith(b"HTTP/1.1 200")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(WITHIN_S):
             assert await idle[0][0].read() == b""  # it has waited longest
         for _, writer in idle:
             writer.transport.abort()
@@ -277,7 +278,7 @@ async def test_a_client_that_is_gone_is_not_kept_for_a_server_that_says_nothing(
         clients: list[asyncio.StreamWriter] = []
         assert await connect(way, port, clients) == 200
         clients[0].close()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(WITHIN_S):
             while way.proxy._tunnels or way.egress._tunnels:
                 await asyncio.sleep(0.01)
 
@@ -292,7 +293,7 @@ async def test_a_client_that_goes_after_all_it_had_to_say_takes_its_connection_w
         where = f"127.0.0.1:{port}".encode()
         for kind, payload in ((tunnels.OPEN, where), (tunnels.END, b"")):
             way.egress.data_received(tunnels.encode(1, kind, payload))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(WITHIN_S):
             while not way.egress._tunnels[1]._incoming.empty():
                 await asyncio.sleep(0.01)
             way.egress.data_received(tunnels.encode(1, tunnels.RESET))
@@ -312,7 +313,7 @@ async def test_a_connection_that_nobody_waits_for_any_more_is_not_made():
     egress = Egress(AllowList(["*"], resolve), lambda: None)
     egress.connection_made(Pipe(lambda data: None))
     egress.data_received(tunnels.encode(1, tunnels.OPEN, b"slow.example.org:443"))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(WITHIN_S):
         await looking.wait()
         egress.data_received(tunnels.encode(1, tunnels.RESET))
         while egress._tunnels or egress._work:
@@ -476,7 +477,7 @@ class TestInContainers:
         async with process.start() as stream:
             while await stream.read_out() is not None:
                 pass
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(WITHIN_S):
             with pytest.raises(Exception, match="is gone"):
                 await lost
 

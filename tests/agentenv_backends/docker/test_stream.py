@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentenv_backends.docker.stream import AttachedStream, Demultiplexer, StreamError
+from tests.waiting import WITHIN_S
 
 
 def chunk(kind, data):
@@ -107,7 +108,7 @@ async def connect(tmp_path):
 
     yield make
     for session in sessions:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(WITHIN_S):
             await session.close()
     for engine in engines:
         await engine.end()
@@ -116,7 +117,7 @@ async def connect(tmp_path):
 
 
 async def until(holds):
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WITHIN_S):
         while not holds():
             await asyncio.sleep(0.001)
 

@@ -16,6 +16,7 @@ from agentenv_backends.errors import EngineError
 from agentenv_backends.host import KeptSnapshot
 from agentenv_backends.requests import ExecRequest
 from tests.docker_engine import needs_engine
+from tests.waiting import WITHIN_S
 
 
 def entry(name, size, used):
@@ -164,4 +165,4 @@ class TestWithAnEngine:
         known = await made.pool.recall_snapshot("key")
         assert known is not None
         await made.pool.drop_snapshot(known.snapshot)
-        await asyncio.wait_for(asked.wait(), 30)
+        await asyncio.wait_for(asked.wait(), WITHIN_S)

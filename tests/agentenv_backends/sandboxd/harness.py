@@ -18,6 +18,8 @@ from agentenv_backends.results import ExecResult, OpFailure
 from agentenv_backends.sandboxd.leftovers import Owner, start_time
 from agentenv_backends.sandboxd.settings import HostFacts, HostSettings
 from agentenv_backends.sandboxd.slot_processes import descendants_of
+from tests.processes import Process, descendants
+from tests.waiting import WITHIN_S, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,6 +52,21 @@ class RunningHost:
         assert isinstance(result, ExecResult), result
         return result
 
+    async def commands(self, argv: str, count: int = 1) -> None:
+        """Return when so many processes with these arguments run in the slots."""
+        await eventually(
+            lambda: sum(each.command == argv.split() for each in self._below()) >= count,
+            f"{count} times {argv}",
+        )
+
+    def the_only(self, name: str) -> Process:
+        """The one process of that name in the slots."""
+        (found,) = [each for each in self._below() if each.name == name]
+        return found
+
+    def _below(self) -> set[Process]:
+        return descendants(self.process.pid)
+
     async def refused(self, request: Request, slot: str = "a") -> str:
         result = await self.connection.execute(slot, request)
         assert isinstance(result, OpFailure), result
@@ -80,7 +97,7 @@ def owner(pid: int) -> Owner:
     return Owner(pid, start_time(pid) or 0)
 
 
-async def until(condition: Callable[[], bool], timeout_s: float = 10.0) -> bool:
+async def until(condition: Callable[[], bool], timeout_s: float = WITHIN_S) -> bool:
     """Poll until `condition` holds; False when it does not in time."""
     end = time.monotonic() + timeout_s
     while not condition():
@@ -90,7 +107,7 @@ async def until(condition: Callable[[], bool], timeout_s: float = 10.0) -> bool:
     return True
 
 
-async def all_gone(family: list[Owner], timeout_s: float = 10.0) -> bool:
+async def all_gone(family: list[Owner], timeout_s: float = WITHIN_S) -> bool:
     return await until(lambda: not any(member.is_alive() for member in family), timeout_s)
 
 

@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from tests.agentenv_backends.sandboxd.harness import RunningHost
 
 
+UNTIL_SAID = "until [ -e said ]; do sleep 0.02; done"
+"""A command that ends when a job of a shell has written this file: what the job wrote before is out by then."""
+
+
 async def shell(
     host: RunningHost, command: str, timeout_s: float = 20, slot: str = "a", **more: Any
 ) -> ShellResult:

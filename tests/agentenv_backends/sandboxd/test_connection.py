@@ -20,6 +20,7 @@ from agentenv_backends.requests import ExecRequest, ReadRequest, WriteRequest
 from agentenv_backends.results import ExecResult, ExecStatus, OpFailure
 from agentenv_backends.sandboxd import frames
 from agentenv_backends.sandboxd.settings import HostFacts, HostSettings
+from tests.waiting import WITHIN_S
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -166,9 +167,9 @@ async def test_the_deadline_of_a_request_counts_from_the_end_of_those_before_it(
     scripted: Scripted,
 ) -> None:
     connection, host = scripted
-    first, second = run(connection, timeout_s=0.5), run(connection, timeout_s=0.1)
+    first, second = run(connection, timeout_s=WITHIN_S), run(connection, timeout_s=1.0)
     asked = [await host.requests.get() for _ in range(2)]
-    await asyncio.sleep(0.45)
+    await asyncio.sleep(1.3)  # longer than the second's deadline and grace
     for frame in asked:
         await host.answer(frame, ANSWER % 0)
     await asyncio.gather(first, second)
@@ -287,7 +288,7 @@ async def test_a_greeting_that_is_not_accepted_is_a_failed_start(answer: int | N
     server = asyncio.create_task(host.serve())
     with pytest.raises(HostStartError, match="no bubblewrap here" if answer else "no answer"):
         await connect_host(ours, "h", HostSettings(run_id="t"), timeout_s=0.1)
-    await asyncio.wait_for(asyncio.gather(server, return_exceptions=True), 5)
+    await asyncio.wait_for(asyncio.gather(server, return_exceptions=True), WITHIN_S)
     theirs.close()
 
 

@@ -249,19 +249,19 @@ async def test_the_clock_cannot_be_set(host: RunningHost) -> None:
 
 async def test_cancelling_kills_the_tree_and_the_slot_serves_on(host: RunningHost) -> None:
     task = asyncio.create_task(host.run("touch started; setsid sleep 1000 & sleep 1000"))
-    await asyncio.sleep(0.2)
+    await host.commands("sleep 1000", 2)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    result = await host.run("ls; " + COUNT_PROCESSES, timeout_s=5)
+    result = await host.run("ls; " + COUNT_PROCESSES)
     assert result.stdout.text() == "started\n2\n"
     assert not host.connection._futures
 
 
 async def test_a_request_cancelled_before_its_turn_never_runs(host: RunningHost) -> None:
-    first = asyncio.create_task(host.run("sleep 0.4; echo first"))
+    first = asyncio.create_task(host.run("sleep 2; echo first"))
     second = asyncio.create_task(host.run("touch second"))
-    await asyncio.sleep(0.1)
+    await host.commands("sleep 2")
     second.cancel()
     assert (await first).stdout.text() == "first\n"
     assert (await host.run("ls")).stdout.text() == ""

@@ -22,6 +22,8 @@ from agentenv_backends.errors import (
 from agentenv_backends.sandboxd import cgroups, frames
 from agentenv_backends.sandboxd.slot_processes import descendants_of
 from tests.agentenv_backends.sandboxd.harness import RunningHost, StartHost, all_gone, owner, until
+from tests.processes import child
+from tests.waiting import WITHIN_S
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -67,7 +69,7 @@ async def test_killing_the_host_leaves_no_process_and_every_request_learns_of_it
     with pytest.raises(HostLostError):
         await host.run("true", "0")
     host.process.wait()
-    assert len([path for path in cgroups.abandoned() if cgroups.remove_abandoned(path)]) >= 8
+    assert len([path for path in cgroups.abandoned() if cgroups.remove_with_members(path)]) >= 8
     assert groups_of(host.process.pid) == []
 
 
@@ -82,7 +84,7 @@ async def main():
     for slot in "abcd":
         await host.connection.open_slot(slot)
     tasks = [asyncio.create_task(host.run("sleep 1000 & setsid sleep 1000", slot)) for slot in "abcd"]
-    await asyncio.sleep(0.5)
+    await host.commands("sleep 1000", 8)
     print(host.process.pid, flush=True)
     await asyncio.gather(*tasks)
 asyncio.run(main())
@@ -193,8 +195,8 @@ async def test_a_lease_that_is_not_renewed_ends_the_host(start_host: StartHost) 
 
 
 async def test_the_connection_renews_the_lease_by_itself(start_host: StartHost) -> None:
-    host = await start_host("a", lease_s=0.4)
-    result = await host.run("sleep 1.5; echo alive")
+    host = await start_host("a", lease_s=3)
+    result = await host.run("sleep 4; echo alive")
     assert result.stdout.text() == "alive\n"
 
 
@@ -223,14 +225,13 @@ async def test_a_frame_that_is_none_ends_the_host_with_the_reason(host: RunningH
 
 async def test_a_host_speaks_only_after_its_greeting(pyz: Path) -> None:
     ours, theirs = socket.socketpair()
-    with ours, theirs:
-        server = subprocess.Popen([sys.executable, "-I", str(pyz)], stdin=theirs.fileno())
+    with ours, theirs, child([sys.executable, "-I", str(pyz)], stdin=theirs.fileno()) as server:
         theirs.close()
         ours.sendall(frames.encode(frames.PING, request_id=1))
-        ours.settimeout(10)
+        ours.settimeout(WITHIN_S)
         got = frames.FrameReader().feed(await asyncio.to_thread(ours.recv, 1 << 16))
         assert [frame.kind for frame in got] == [frames.CLOSING]
-        assert await asyncio.to_thread(server.wait, 10) == 0
+        assert await asyncio.to_thread(server.wait, WITHIN_S) == 0
 
 
 async def test_settings_that_cannot_work_are_refused_with_the_reason(start_host: StartHost) -> None:

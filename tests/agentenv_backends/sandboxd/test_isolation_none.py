@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import os
 import signal
-import subprocess
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +18,7 @@ from agentenv_backends.results import ExecStatus, KillResult, ListResult, ReadRe
 from agentenv_backends.sandboxd.slot_processes import descendants_of
 from tests.agentenv_backends.sandboxd.harness import RunningHost, StartHost, all_gone, owner, until
 from tests.agentenv_backends.sandboxd.terminals import shell, tmux, typed
+from tests.processes import child
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,11 +33,9 @@ async def plain(start_host: StartHost) -> RunningHost:
 
 @pytest.fixture
 def bystander() -> Iterator[None]:
-    process = subprocess.Popen(["sleep", "1000"], start_new_session=True)
-    yield
-    assert process.poll() is None, "a process that belongs to nobody's slot was killed"
-    process.kill()
-    process.wait()
+    with child(["sleep", "1000"], start_new_session=True) as process:
+        yield
+        assert process.poll() is None, "a process that belongs to nobody's slot was killed"
 
 
 async def test_it_says_what_it_gives_up(plain: RunningHost) -> None:

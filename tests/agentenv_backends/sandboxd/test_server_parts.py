@@ -6,6 +6,7 @@ import errno
 import io
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -26,6 +27,8 @@ from agentenv_backends.sandboxd.slot_capture import Capture
 from agentenv_backends.sandboxd.slot_init import MAX_REMEMBERED, Memory
 from agentenv_backends.sandboxd.slot_processes import PidNamespace, descendants_of
 from agentenv_backends.sandboxd.trees import remove_tree
+from tests.processes import child
+from tests.waiting import WITHIN_S
 
 PACKAGE = Path(packing.__file__).parent
 
@@ -73,14 +76,13 @@ def test_descendants_are_found_without_those_below_a_spared_one() -> None:
         "import subprocess, sys; p = subprocess.Popen(['sleep', '100']);"
         " print(p.pid, flush=True); sys.stdin.read(); p.kill(); p.wait()"
     )
-    child = subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert child.stdout is not None
-    grandchild = int(child.stdout.readline())
-    assert {child.pid, grandchild} <= set(descendants_of(os.getpid()))
-    assert not {child.pid, grandchild} & set(descendants_of(os.getpid(), spare={child.pid}))
-    child.communicate("")
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with child([sys.executable, "-c", code], **pipes) as parent:
+        assert parent.stdout is not None
+        grandchild = int(parent.stdout.readline())
+        assert {parent.pid, grandchild} <= set(descendants_of(os.getpid()))
+        assert not {parent.pid, grandchild} & set(descendants_of(os.getpid(), spare={parent.pid}))
+        parent.communicate(b"")
 
 
 def test_an_outbox_sends_everything_in_order_through_a_narrow_stream() -> None:
@@ -350,6 +352,21 @@ def test_version_2_groups_are_made_below_our_own_with_the_limits_asked_for(
     assert not group.note_oom_kills()
     assert group.remove()
     assert not folder.exists()
+
+
+def test_a_group_is_removed_with_what_still_runs_in_it() -> None:
+    limits = cgroups.Limits(processes=9, memory_bytes=1 << 25, cpus=None)
+    name = leftovers.name_for("test", leftovers.owner_of_this_process(), "")
+    found = cgroups.find(limits, name)
+    if found is None:
+        pytest.skip("no cgroups can be made here")
+    group = found.create(name + "slot1", limits)
+    with child(["sleep", "1000"]) as left:
+        for path in group.join_files:
+            Path(path).write_text(str(left.pid))
+        assert group.remove()
+        assert left.wait(WITHIN_S) == -signal.SIGKILL
+    assert not any(Path(path).parent.exists() for path in group.join_files)
 
 
 def test_without_any_writable_hierarchy_there_are_no_groups(

@@ -11,7 +11,8 @@ import pytest_asyncio
 from agentenv_backends.requests import KillRequest, RecordingRequest, ShellRequest
 from agentenv_backends.results import ExecStatus, KillResult, RecordingResult
 from tests.agentenv_backends.sandboxd.harness import RunningHost
-from tests.agentenv_backends.sandboxd.terminals import output, shell
+from tests.agentenv_backends.sandboxd.terminals import UNTIL_SAID, output, shell
+from tests.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -158,8 +159,10 @@ async def test_a_shell_that_ends_says_how_and_the_next_is_new(
 
 
 async def test_a_shell_that_ended_between_two_calls_is_mentioned(host: RunningHost) -> None:
-    await shell(host, "x=5; (sleep 0.1; kill -9 $$) & true")
-    await asyncio.sleep(0.3)
+    await shell(host, "x=5")
+    bash = host.the_only("bash")
+    await shell(host, "(sleep 0.1; kill -9 $$) & true")
+    await eventually(lambda: not bash.alive, "the end of the shell")
     after = await shell(host, 'echo "[$x]"')
     assert after.stdout.text() == "[]\n"
     assert "killed by signal 9" in after.stderr.text()
@@ -179,8 +182,10 @@ async def test_options_that_watch_or_end_the_shell_hold_for_one_call(host: Runni
 async def test_a_stopped_shell_does_not_hold_up_the_init_with_a_long_command(
     host: RunningHost,
 ) -> None:
+    await shell(host, "true")
+    bash = host.the_only("bash")
     await shell(host, "(sleep 0.1; kill -STOP $$) & true")
-    await asyncio.sleep(0.3)
+    await eventually(lambda: bash.stopped, "the shell stands still")
     late = await shell(host, f"echo {'x' * 2_000_000}", timeout_s=0.3)
     assert (late.status, late.shell_ended) == (ExecStatus.TIMED_OUT, True)
 
@@ -188,7 +193,7 @@ async def test_a_stopped_shell_does_not_hold_up_the_init_with_a_long_command(
 async def test_a_withdrawn_command_is_interrupted_and_the_shell_goes_on(host: RunningHost) -> None:
     await shell(host, "x=5")
     task = asyncio.create_task(shell(host, "touch begun; sleep 100; touch ended"))
-    await asyncio.sleep(0.2)
+    await host.commands("sleep 100")
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -199,8 +204,8 @@ async def test_a_withdrawn_command_is_interrupted_and_the_shell_goes_on(host: Ru
 
 
 async def test_what_a_job_writes_between_two_calls_is_in_the_next_result(host: RunningHost) -> None:
-    await shell(host, "(sleep 0.1; echo out; echo err >&2) & true")
-    await asyncio.sleep(0.4)
+    await shell(host, "(sleep 0.1; echo out; echo err >&2; touch said) & true")
+    await host.run(UNTIL_SAID)
     result = await shell(host, "echo now")
     assert result.stdout.text() == "out\nnow\n"
     assert result.stderr.text().endswith("err\n")
@@ -225,8 +230,8 @@ async def test_a_repeated_key_is_not_run_again(host: RunningHost) -> None:
 
 
 async def test_what_a_job_writes_can_be_asked_for(host: RunningHost) -> None:
-    await shell(host, "(sleep 0.1; echo late) & true")
-    await asyncio.sleep(0.4)
+    await shell(host, "(sleep 0.1; echo late; touch said) & true")
+    await host.run(UNTIL_SAID)
     result = await host.execute(RecordingRequest())
     assert isinstance(result, RecordingResult)
     assert [event.data for event in result.recordings[0].events] == ["late\r\n"]

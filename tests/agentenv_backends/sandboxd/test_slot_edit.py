@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 from agentenv_backends.sandboxd import slot_edit
 from agentenv_backends.sandboxd.refusal import RefusedError
 from agentenv_backends.sandboxd.slot_files import Workspace
+from tests.processes import child
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -206,14 +206,13 @@ def test_edits_by_two_processes_leave_one_whole_content(workspace: Workspace, ro
         "    except RefusedError as error: assert error.kind == 'no_match', error\n"
     )
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    editors = [
-        subprocess.Popen([sys.executable, "-c", code, str(root), str(start)], env=env)
-        for start in (0, 1)
-    ]
+    command = [sys.executable, "-c", code, str(root)]
     seen = set()
-    while any(editor.poll() is None for editor in editors):
-        seen.add((root / "f").read_text())
-        time.sleep(0)
+    with child([*command, "0"], env=env) as one, child([*command, "1"], env=env) as other:
+        editors = (one, other)
+        while any(editor.poll() is None for editor in editors):
+            seen.add((root / "f").read_text())
+            time.sleep(0)
     assert [editor.returncode for editor in editors] == [0, 0]
     assert seen <= set(contents)
     assert len(seen) > 1

@@ -20,6 +20,7 @@ import pytest
 from agentenv_backends.sandboxd.refusal import RefusedError
 from agentenv_backends.sandboxd.slot_archive import pack
 from agentenv_backends.sandboxd.slot_files import Workspace
+from tests.processes import child
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -341,13 +342,13 @@ def test_two_writers_leave_one_whole_content(workspace: Workspace, root: Path) -
         "[w.write({'path': 'f'}, sys.argv[2].encode() * 200_000) for _ in range(200)]"
     )
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    writers = [
-        subprocess.Popen([sys.executable, "-c", code, str(root), name], env=env) for name in "ab"
-    ]
+    command = [sys.executable, "-c", code, str(root)]
     seen = set()
-    while any(writer.poll() is None for writer in writers):
-        seen.add(attempt(lambda: read(workspace, "f", limit=1_000_000)))
-        time.sleep(0)
+    with child([*command, "a"], env=env) as one, child([*command, "b"], env=env) as other:
+        writers = (one, other)
+        while any(writer.poll() is None for writer in writers):
+            seen.add(attempt(lambda: read(workspace, "f", limit=1_000_000)))
+            time.sleep(0)
     assert [writer.returncode for writer in writers] == [0, 0]
     assert seen <= {*contents, "not_found"}
     assert names(root) == ["f"]

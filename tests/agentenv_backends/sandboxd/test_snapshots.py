@@ -224,6 +224,19 @@ async def test_a_snapshot_waits_its_turn_among_the_requests(ways: Ways, way: str
     assert (await after).stdout.text() == "before\nafter\n"
 
 
+async def test_closing_a_slot_does_not_wait_for_the_snapshots_of_others(ways: Ways) -> None:
+    host = await ways.start("overlay", "a", "b")
+    endless = asyncio.create_task(host.run("sleep 100", "a"))
+    await asyncio.sleep(0)
+    taken = asyncio.create_task(host.connection.take_snapshot("a", "s"))
+    await host.connection.close_slot("b")
+    assert not taken.done()
+    await host.connection.close_slot("a")
+    await asyncio.wait({endless, taken})
+    assert isinstance(endless.exception(), SlotLostError)
+    assert isinstance(taken.exception(), SlotLostError)
+
+
 # --- Life -----------------------------------------------------------------------------------------
 
 

@@ -14,7 +14,7 @@ from agentenv_backends.requests import KillRequest, RecordingRequest, ShellReque
 from agentenv_backends.results import ExecStatus, KillResult, RecordingResult
 from tests.agentenv_backends.sandboxd.container import launch_contained
 from tests.agentenv_backends.sandboxd.harness import RunningHost, launch, until
-from tests.agentenv_backends.sandboxd.terminals import output, shell, tmux, typed
+from tests.agentenv_backends.sandboxd.terminals import UNTIL_SAID, output, shell, tmux, typed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -158,8 +158,8 @@ async def test_what_happens_is_recorded_and_handed_out_once(host: RunningHost) -
 
 
 async def test_the_last_words_of_a_killed_shell_are_kept(host: RunningHost) -> None:
-    await shell(host, "(sleep 0.1; echo last; sleep 1000) & true")
-    await asyncio.sleep(0.4)
+    await shell(host, "(sleep 0.1; echo last; touch said; sleep 1000) & true")
+    await host.run(UNTIL_SAID)
     await host.execute(KillRequest())
     second = await shell(host, "true")
     assert [recording.session for recording in second.recordings] == ["shell-1", "shell-2"]

@@ -11,6 +11,7 @@ import pytest_asyncio
 from agentenv_backends.requests import ExecRequest, RecordingRequest, TmuxRequest
 from agentenv_backends.results import ExecResult, OpFailure, RecordingResult
 from tests.agentenv_backends.sandboxd.terminals import shell, tmux, typed
+from tests.waiting import WITHIN_S
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -36,7 +37,7 @@ async def terminal(host: RunningHost) -> RunningHost:
 
 
 async def screen_with(
-    host: RunningHost, is_there: Callable[[str], bool], timeout_s: float = 10
+    host: RunningHost, is_there: Callable[[str], bool], timeout_s: float = WITHIN_S
 ) -> str:
     """The screen once it shows something; fails with the last one when it does not."""
     end = asyncio.get_running_loop().time() + timeout_s
@@ -177,9 +178,9 @@ async def test_without_waiting_no_screen_is_looked_at(terminal: RunningHost) -> 
 
 async def test_a_withdrawn_wait_leaves_the_terminal_as_it_is(terminal: RunningHost) -> None:
     task = asyncio.create_task(
-        tmux(terminal, "send_keys", "sleep 0.5; echo $((6*7))", "Enter", block=True)
+        tmux(terminal, "send_keys", "sleep 2; echo $((6*7))", "Enter", block=True)
     )
-    await asyncio.sleep(0.1)
+    await terminal.commands("sleep 2")
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -277,10 +278,13 @@ async def test_output_input_and_sizes_are_recorded(host: RunningHost) -> None:
 
 async def test_output_between_requests_is_recorded(terminal: RunningHost) -> None:
     await tmux(terminal, "send_keys", "sleep 0.2; echo $((6*7))", "Enter")
-    await asyncio.sleep(0.5)
-    result = await terminal.execute(RecordingRequest())
-    assert isinstance(result, RecordingResult)
-    assert "42\r\n" in "".join(event.data for event in result.recordings[0].events)
+    recorded = ""
+    async with asyncio.timeout(WITHIN_S):
+        while "42\r\n" not in recorded:
+            result = await terminal.execute(RecordingRequest())
+            assert isinstance(result, RecordingResult)
+            events = [event for each in result.recordings for event in each.events]
+            recorded += "".join(event.data for event in events)
 
 
 # --- ends -------------------------------------------------------------------------------------------------------------

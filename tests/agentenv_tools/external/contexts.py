@@ -1,20 +1,21 @@
 """Running external tools without an executor, and looking for what they leave."""
 
 import asyncio
+import os
 from contextlib import asynccontextmanager
 from typing import Any, NoReturn
 
-import psutil
-
 from agentenv_tools import ToolContext, ToolResult
 from agentenv_tools.external import ToolSource
+from tests.processes import descendants
+from tests.waiting import WITHIN_S
 
 
 async def _no_slot(*_: object) -> NoReturn:
     raise AssertionError("an external tool asked for a slot")
 
 
-def context(timeout_s: float = 20.0, trajectory: str = "t") -> ToolContext:
+def context(timeout_s: float = WITHIN_S, trajectory: str = "t") -> ToolContext:
     return ToolContext(trajectory, timeout_s, acquire=_no_slot, send=_no_slot)
 
 
@@ -26,7 +27,7 @@ class Source:
         self.tools = tools
 
     async def call(
-        self, _name: str, _timeout_s: float = 20.0, _trajectory: str = "t", **arguments: Any
+        self, _name: str, _timeout_s: float = WITHIN_S, _trajectory: str = "t", **arguments: Any
     ) -> ToolResult:
         tool = self.tools[_name]
         ctx = context(_timeout_s, _trajectory)
@@ -38,20 +39,13 @@ class Source:
 @asynccontextmanager
 async def started(source: ToolSource):
     tasks = asyncio.all_tasks()
-    processes = set(psutil.Process().children(recursive=True))
+    processes = descendants(os.getpid())
     try:
         tools = {tool.schema.name: tool for tool in await source.start()}
         yield Source(source, tools)
     finally:
         await source.close()
         await source.close()
-    assert set(psutil.Process().children(recursive=True)) <= processes
+    assert descendants(os.getpid()) <= processes
     await asyncio.sleep(0)
     assert asyncio.all_tasks() <= tasks
-
-
-async def gone(pid: int) -> None:
-    """Wait until a process is no more."""
-    async with asyncio.timeout(15):
-        while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
-            await asyncio.sleep(0.01)

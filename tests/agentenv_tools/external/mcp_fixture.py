@@ -13,6 +13,7 @@ PNG = bytes.fromhex(
     "89504e470d0a1a0a0000000d49484452000000010000000108060000001f15c489"
     "0000000d49444154789c626001000000ffff03000006000557bfabd40000000049454e44ae426082"
 )
+begun: list[float] = []
 cancelled: list[float] = []
 noted: list[str] = []
 
@@ -33,12 +34,19 @@ def note(text: str) -> str:
 @server.tool()
 async def slow(seconds: float) -> str:
     """Take a while."""
+    begun.append(seconds)
     try:
         await asyncio.sleep(seconds)
     except BaseException:
         cancelled.append(seconds)
         raise
     return "done"
+
+
+@server.tool()
+def slow_calls() -> int:
+    """How many slow calls have begun."""
+    return len(begun)
 
 
 @server.tool()

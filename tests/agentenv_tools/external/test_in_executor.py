@@ -1,12 +1,12 @@
 """External tools through the executor: no slot, the trajectory's order, failures that are never scores."""
 
 import asyncio
+import os
 import sys
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from agentenv_tools import (
@@ -22,6 +22,7 @@ from agentenv_tools import (
 from agentenv_tools.external import McpServerConfig
 from agentenv_tools.serving import ServeSettings, ToolServer, serving
 from agentenv_tools.testing import NullBackend, fake_executor
+from tests.processes import descendants
 
 
 @tool
@@ -154,14 +155,14 @@ async def test_a_session_that_opens_after_its_trajectory_was_released_is_closed(
     script = str(Path(__file__).parent / "mcp_fixture.py")
     mcp = McpServerConfig(command=sys.executable, args=[script], scope="trajectory")
     config = ToolExecutorConfig(mcp_servers={"fix": mcp})
-    processes = set(psutil.Process().children(recursive=True))
+    processes = descendants(os.getpid())
     async with fake_executor(config=config) as run:
         preparing = asyncio.create_task(run.executor.prepare("t", ToolCall("note", {})))
         await asyncio.sleep(0)
         await run.executor.release_trajectory("t")
         with pytest.raises(TrajectoryReleasedError):
             await preparing
-        assert set(psutil.Process().children(recursive=True)) <= processes
+        assert descendants(os.getpid()) <= processes
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ from agentenv_tools.external import McpServerConfig, mcp_http, mcp_server
 from agentenv_tools.external.mcp_server import McpServer
 from agentenv_tools.serving import ServeSettings, serving
 from tests.agentenv_tools.external.contexts import started
+from tests.waiting import WITHIN_S
 
 HERE = Path(__file__).parent
 pytestmark = pytest.mark.slow
@@ -41,7 +42,7 @@ async def http_fixture(port: int | None = None):
     command = [sys.executable, str(HERE / "mcp_fixture.py"), str(port)]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
         try:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(WITHIN_S):
                 while True:
                     try:
                         _, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -90,7 +91,7 @@ async def test_a_server_that_dies_in_mid_call_is_no_result_and_a_new_one_is_foun
             with pytest.raises(ToolServerError):
                 await mcp.call("add", a=1, b=1)
             process.wait()
-            async with http_fixture(port), asyncio.timeout(30):
+            async with http_fixture(port), asyncio.timeout(WITHIN_S):
                 while True:
                     try:
                         assert (await mcp.call("add", a=1, b=1)).output == "2"
@@ -109,7 +110,7 @@ async def test_an_address_without_an_mcp_server_is_refused_as_soon_as_it_answers
     async def page(request: Request) -> Response:
         return Response("<html>", media_type="text/html")
 
-    async with web(page) as url, asyncio.timeout(20):
+    async with web(page) as url, asyncio.timeout(WITHIN_S):
         with pytest.raises(ToolServerUnavailableError, match="did not start: it sent something"):
             async with started(client(url, start_timeout_s=600)):
                 pass

@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from agentenv_tools import (
@@ -23,7 +22,9 @@ from agentenv_tools import (
 from agentenv_tools.errors import ToolArgumentsError
 from agentenv_tools.external import McpServerConfig, mcp_session
 from agentenv_tools.external.mcp_server import McpServer
-from tests.agentenv_tools.external.contexts import gone, started
+from tests.agentenv_tools.external.contexts import Source, started
+from tests.processes import alive, open_descriptors, process_of, running
+from tests.waiting import WITHIN_S, eventually
 
 HERE = Path(__file__).parent
 pytestmark = pytest.mark.slow
@@ -38,6 +39,13 @@ def rogue(how: str, environ: dict[str, str] | None = None, **settings: Any) -> M
     script = [str(HERE / "mcp_rogue.py"), how]
     config = McpServerConfig(command=sys.executable, args=script, **settings)
     return McpServer("rogue", config, environ)
+
+
+async def begun(mcp: Source, calls: int = 1) -> None:
+    """Wait until the server works on that many slow calls."""
+    async with asyncio.timeout(WITHIN_S):
+        while int((await mcp.call("slow_calls")).output) < calls:
+            pass
 
 
 # ---- what a model reads ----
@@ -145,8 +153,8 @@ async def test_only_the_tools_asked_for_are_offered():
 
 async def test_a_call_that_overruns_its_deadline_is_the_tools_doing_and_is_withdrawn():
     async with started(fixture()) as mcp:
-        late = await mcp.call("slow", 0.3, seconds=60)
-        assert (late.success, late.error) == (False, "Tool timed out after 0.3s")
+        late = await mcp.call("slow", 1.0, seconds=60)
+        assert (late.success, late.error) == (False, "Tool timed out after 1s")
         assert (await mcp.call("withdrawn")).output == "[60.0]"
 
 
@@ -160,12 +168,12 @@ async def test_a_server_that_answers_no_ping_either_is_at_fault(monkeypatch: pyt
 
 async def test_withdrawing_a_call_tells_the_server():
     async with started(fixture()) as mcp:
-        call = asyncio.create_task(mcp.call("slow", seconds=60))
-        await asyncio.sleep(0.2)
+        call = asyncio.create_task(mcp.call("slow", seconds=600))
+        await begun(mcp)
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
-        assert (await mcp.call("withdrawn")).output == "[60.0]"
+        assert (await mcp.call("withdrawn")).output == "[600.0]"
 
 
 @pytest.mark.parametrize(
@@ -207,15 +215,15 @@ async def test_a_crash_fails_the_calls_under_way_and_the_next_call_finds_a_new_s
 async def test_a_server_killed_in_mid_call_is_noticed_at_once():
     async with started(fixture()) as mcp:
         pid, _ = (int(part) for part in (await mcp.call("pids")).output.split())
-        call = asyncio.create_task(mcp.call("slow", seconds=60))
-        await asyncio.sleep(0.1)
+        call = asyncio.create_task(mcp.call("slow", seconds=600))
+        await begun(mcp)
         os.kill(pid, signal.SIGKILL)
         with pytest.raises(ToolServerUnavailableError, match="exit status 137"):
             await call
         assert (await mcp.call("add", a=1, b=1)).output == "2"
         _, guard = (int(part) for part in (await mcp.call("pids")).output.split())
-        call = asyncio.create_task(mcp.call("slow", seconds=60))
-        await asyncio.sleep(0.1)
+        call = asyncio.create_task(mcp.call("slow", seconds=600))
+        await begun(mcp)
         os.kill(guard, signal.SIGKILL)
         with pytest.raises(ToolServerUnavailableError, match="is gone"):
             await call
@@ -257,7 +265,7 @@ async def test_trajectories_share_a_server_unless_they_are_to_have_their_own():
         assert (await mcp.call("note", text="c", _trajectory="one")).output == "a,c"
         pid = int((await mcp.call("pids", _trajectory="one")).output.split()[0])
         await mcp.source.release("one")
-        assert not psutil.pid_exists(pid)
+        assert not running(pid)
         assert (await mcp.call("note", text="d", _trajectory="two")).output == "b,d"
 
 
@@ -319,15 +327,15 @@ async def test_a_server_that_lingers_and_what_it_started_are_ended(monkeypatch: 
     async with started(rogue("lingers")):
         pass  # `started` looks for what is left
     async with started(fixture()) as mcp:
-        child = int((await mcp.call("spawn")).output)
-        assert psutil.pid_exists(child)
-    await gone(child)
+        child = process_of(int((await mcp.call("spawn")).output))
+        assert child.alive
+    await eventually(lambda: not child.alive, "the end of what a server started")
 
 
 async def test_closing_in_the_middle_of_calls_leaves_nothing():
     async with started(fixture()) as mcp:
-        calls = [asyncio.create_task(mcp.call("slow", seconds=60)) for _ in range(10)]
-        await asyncio.sleep(0.2)
+        calls = [asyncio.create_task(mcp.call("slow", seconds=600)) for _ in range(10)]
+        await begun(mcp, 10)
         await mcp.source.close()
         ends = await asyncio.gather(*calls, return_exceptions=True)
         assert all(isinstance(end, ToolServerUnavailableError) for end in ends)
@@ -379,12 +387,11 @@ async def test_when_the_driver_dies_so_do_its_servers_and_all_they_started(end: 
     with driver:
         assert driver.stdout is not None
         line = await asyncio.to_thread(driver.stdout.readline)
-        pids = [int(part) for part in line.split()]
-        assert len(pids) == 3
+        processes = [process_of(int(part)) for part in line.split()]
+        assert len(processes) == 3
         driver.send_signal(end)
-        for pid in pids:
-            await gone(pid)
-        driver.wait(10)
+        await eventually(lambda: not alive(processes), "the end of all that the driver started")
+        driver.wait(WITHIN_S)
 
 
 async def test_many_calls_at_once_are_all_answered():
@@ -395,7 +402,7 @@ async def test_many_calls_at_once_are_all_answered():
 
 async def test_being_cancelled_at_any_moment_leaves_no_process_and_no_descriptor():
     rng = random.Random(1)
-    before = psutil.Process().num_fds()
+    before = open_descriptors()
     async with started(fixture(scope="trajectory")) as mcp:
 
         async def trajectory(number: int) -> None:
@@ -410,4 +417,4 @@ async def test_being_cancelled_at_any_moment_leaves_no_process_and_no_descriptor
 
         for _ in range(3):
             await asyncio.gather(*(trajectory(number) for number in range(4)))
-    assert psutil.Process().num_fds() == before
+    assert open_descriptors() == before

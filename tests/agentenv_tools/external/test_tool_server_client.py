@@ -28,6 +28,7 @@ from agentenv_tools.schema import ToolResult
 from agentenv_tools.serving import ServeSettings, ToolServer, serving
 from tests.agentenv_tools.external.contexts import context, started
 from tests.agentenv_tools.external.mcp_fixture import PNG
+from tests.waiting import WITHIN_S
 
 TOKEN = "a-token-of-tests"
 
@@ -268,7 +269,7 @@ async def test_each_call_has_an_id_of_its_own():
     ids = {body["tool"]["uniq_id"] for body in web.bodies}
     assert len(ids) == 2
     assert web.bodies[0]["trajectory_id"] == "t"
-    assert web.bodies[0]["timeout_s"] == 20
+    assert web.bodies[0]["timeout_s"] == WITHIN_S
 
 
 async def test_an_endless_answer_is_cut_off_and_is_the_calls_doing(

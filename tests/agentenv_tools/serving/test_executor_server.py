@@ -19,6 +19,7 @@ from agentenv_tools.serving import (
 from agentenv_tools.serving.answers import kind_of
 from agentenv_tools.testing import FakeRun, fake_executor
 from tests.agentenv_tools.serving.service_client import TOKEN, Client, bearer
+from tests.waiting import WITHIN_S
 
 
 @asynccontextmanager
@@ -40,7 +41,7 @@ def sh(command: str, trajectory: str = "t", **more: Any) -> dict[str, Any]:
 
 
 async def until(condition: Any) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WITHIN_S):
         while not condition():
             await asyncio.sleep(0.005)
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.agentenv_tools.serving.service_client import TOKEN, bearer, tool_server
+from tests.waiting import WITHIN_S
 
 JSON = "Content-Type: application/json\r\n"
 
@@ -240,7 +241,7 @@ async def test_connections_beyond_the_limit_are_turned_away_and_come_back_later(
         finally:
             for _, writer in held:
                 writer.close()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(WITHIN_S):
             while (await client.raw(b"GET /health HTTP/1.0\r\nHost: localhost\r\n\r\n"))[
                 9:12
             ] != b"200":

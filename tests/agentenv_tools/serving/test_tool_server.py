@@ -20,6 +20,7 @@ from agentenv_tools.schema import ImagePart
 from agentenv_tools.serving import ServeSettings, ToolServer, serving
 from agentenv_tools.serving import tool_server as module
 from tests.agentenv_tools.serving.service_client import Client, shout, tool_server
+from tests.waiting import WITHIN_S
 
 
 class Runs:
@@ -43,12 +44,12 @@ class Runs:
         return f"{note}{self.started}"
 
     async def has_started(self, count: int) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(WITHIN_S):
             while self.started < count:
                 await asyncio.sleep(0.005)
 
     async def has_ended(self, count: int) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(WITHIN_S):
             while self.ended < count:
                 await asyncio.sleep(0.005)
 

@@ -2,7 +2,7 @@
 
 It says `{"port": ...}`, then answers orders, one JSON object a line each way:
 
-    {"do": "fault", "rpc": "SandboxCreateV2", "status": "UNAVAILABLE", "probability": 0.3, "delay_s": 0}
+    {"do": "fault", "rpc": "SandboxCreateV2", "status": "UNAVAILABLE", "probability": 0.3, ...}
     {"do": "heal"}                          no more faults
     {"do": "end", "sandbox_id": "sb-...", "status": "GENERIC_STATUS_TIMEOUT", "code": 124}
     {"do": "secret", "name": "...", "env": {...}}
@@ -42,6 +42,7 @@ class Orders:
 
     async def _heal(self) -> None:
         self._gate.faults.clear()
+        self._gate.struck.clear()
 
     async def _end(self, sandbox_id: str, status: str, code: int = 0) -> None:
         sandbox = self._state.sandboxes[sandbox_id]
@@ -51,6 +52,7 @@ class Orders:
     async def _secret(self, name: str, env: dict[str, str]) -> None:
         secret_id = self._state.named_secrets[name] = new_id("st", 22)
         self._state.secrets[secret_id] = env
+        self._state.save()
 
     async def _calls(self) -> dict[str, int]:
         return dict(self._gate.calls)
@@ -95,7 +97,7 @@ def _say(answer: Any) -> None:
 
 
 async def main(folder: str, token_id: str, token_secret: str, port: str = "0") -> None:
-    state = State(Path(folder))
+    state = State.load(Path(folder))
     gate = Gate(token_id, token_secret)
     services = [
         service(api_grpc.ModalClientBase, Control(state, gate), gate),

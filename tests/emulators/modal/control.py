@@ -53,6 +53,7 @@ class Control:
         if request.app_name not in self._state.apps and request.object_creation_type != create:
             raise GRPCError(Status.NOT_FOUND, f"App {request.app_name} not found")
         app_id = self._state.apps.setdefault(request.app_name, new_id("ap", 22))
+        self._state.save()
         return api_pb2.AppGetOrCreateResponse(
             app_id=app_id, handle_metadata=api_pb2.AppHandleMetadata(app_id=app_id)
         )
@@ -71,6 +72,7 @@ class Control:
             )
         else:
             self._state.images[image_id] = Image(description)
+            self._state.save()
             result = api_pb2.GenericResult(status=Result.GENERIC_STATUS_SUCCESS)
         return api_pb2.ImageGetOrCreateResponse(
             image_id=image_id, result=result, metadata=_image_metadata()
@@ -94,6 +96,7 @@ class Control:
             self._state.secrets[secret_id] = dict(request.env_dict)
             if request.deployment_name:
                 self._state.named_secrets[request.deployment_name] = secret_id
+            self._state.save()
         return api_pb2.SecretGetOrCreateResponse(secret_id=secret_id)
 
     # --- sandboxes ----------------------------------------------------------------------------------

@@ -113,6 +113,7 @@ class Router:
         contents = self._state.folder / image_id
         await copy_tree(sandbox.folder, contents)
         self._state.images[image_id] = Image(f"snapshot of {sandbox.sandbox_id}", contents)
+        self._state.save()
         return pb2.TaskSnapshotFilesystemResponse(image_id=image_id)
 
 

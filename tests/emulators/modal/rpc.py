@@ -23,6 +23,10 @@ class Fault:
     """Name of a gRPC status; empty: they work, late if `delay_s` says so."""
     probability: float = 1.0
     delay_s: float = 0.0
+    answer_lost: bool = False
+    """What was asked for is done; only its answer is replaced by the status."""
+    times: int = 0
+    """How often; 0: until it is healed."""
     message: str = "a fault was asked for"
 
 
@@ -36,16 +40,31 @@ class Gate:
     """How often each RPC was called, those that were made to fail included."""
     faults: dict[str, Fault] = field(default_factory=dict)
     """By the name of an RPC; `*` is for those that have none of their own."""
+    struck: Counter[str] = field(default_factory=Counter)
     chance: random.Random = field(default_factory=lambda: random.Random(0))
 
-    async def pass_(self, name: str) -> None:
+    async def before(self, name: str) -> None:
+        """What befalls a call when it comes in."""
         self.calls[name] += 1
-        fault = self.faults.get(name) or self.faults.get("*")
-        if fault is None:
-            return
+        fault = self._fault(name)
         if fault.delay_s:
             await asyncio.sleep(fault.delay_s)
+        if not fault.answer_lost:
+            self._strike(name, fault)
+
+    def after(self, name: str) -> None:
+        """What befalls its answer."""
+        fault = self._fault(name)
+        if fault.answer_lost:
+            self._strike(name, fault)
+
+    def _fault(self, name: str) -> Fault:
+        fault = self.faults.get(name) or self.faults.get("*") or Fault()
+        return Fault() if fault.times and self.struck[name] >= fault.times else fault
+
+    def _strike(self, name: str, fault: Fault) -> None:
         if fault.status and self.chance.random() < fault.probability:
+            self.struck[name] += 1
             raise GRPCError(Status[fault.status], fault.message)
 
     def check_token(self, metadata: Mapping[str, Any]) -> None:
@@ -78,13 +97,15 @@ def service(base: type, methods: object, gate: Gate) -> Any:
 def _handler(name: str, method: Any, methods: Any, gate: Gate) -> Any:
     async def handle(_self, stream):
         methods._admit(name, stream.metadata or {})
-        await gate.pass_(name)
+        await gate.before(name)
         if method is None:
             raise GRPCError(Status.UNIMPLEMENTED, f"{name} is not emulated")
         if getattr(method, "is_streaming", False):
             await method(stream)
             return
         answer = method(await stream.recv_message())
-        await stream.send_message(await answer if inspect.isawaitable(answer) else answer)
+        answer = await answer if inspect.isawaitable(answer) else answer
+        gate.after(name)
+        await stream.send_message(answer)
 
     return handle

@@ -45,7 +45,7 @@ class EmulatedModal:
         }
 
     def start(self) -> None:
-        """Also after `kill`: on the same port, knowing nothing of what was before."""
+        """Also after `kill`: on the same port, with apps, images and secrets as they were, and no sandbox."""
         self.folder.mkdir(exist_ok=True)
         arguments = [str(self.folder), self.token_id, self.token_secret, str(self.port)]
         self._process = subprocess.Popen(
@@ -62,11 +62,14 @@ class EmulatedModal:
         assert self._process is not None
         self._process.kill()
         self._end(self._process)
+        for left in self.folder.glob("sb-*"):
+            shutil.rmtree(left, ignore_errors=True)
 
     def stop(self) -> None:
         """End it and its sandboxes in order."""
         if self._process is not None:
             self._end(self._process)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def tell(self, do: str, **order: Any) -> Any:
         """Give an order, see `__main__`, and return the answer."""
@@ -78,7 +81,7 @@ class EmulatedModal:
         return heard["answer"]
 
     def fault(self, rpc: str = "*", status: str = "", **more: Any) -> None:
-        """Make calls of `rpc` fail with a gRPC status, or be late: `probability`, `delay_s`, `message`."""
+        """Make calls of `rpc` (`*`: of all) fail with a gRPC status, or be late; see `rpc.Fault`."""
         self.tell("fault", rpc=rpc, status=status, **more)
 
     def heal(self) -> None:
@@ -126,4 +129,3 @@ class EmulatedModal:
             process.kill()
             process.wait()
         process.stdout.close()
-        shutil.rmtree(self.folder, ignore_errors=True)

@@ -7,7 +7,7 @@ import string
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from grpclib import GRPCError, Status
 from modal_proto import api_pb2
@@ -18,6 +18,7 @@ from tests.emulators.modal.sandbox import Status as Result
 MISSING_IMAGE = "does-not-exist"
 """An image whose name has this cannot be pulled."""
 WITHOUT_PYTHON = "without-python"
+_FILE = "state.json"
 _TOKEN_LIFE_S = 1200
 _ALPHABET = string.digits + string.ascii_letters
 _KNOWN_GPUS = frozenset(
@@ -122,6 +123,31 @@ class State:
         self.sandboxes[sandbox_id] = sandbox
         await sandbox.begin(image.contents)
         return sandbox
+
+    def save(self) -> None:
+        """Keep what outlives the server: all but sandboxes."""
+        kept = {
+            "apps": self.apps,
+            "images": {
+                image_id: [image.description, str(image.contents or "")]
+                for image_id, image in self.images.items()
+            },
+            "secrets": self.secrets,
+            "named_secrets": self.named_secrets,
+        }
+        (self.folder / _FILE).write_text(json.dumps(kept))
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """With what an earlier server in this folder kept."""
+        if not (folder / _FILE).exists():
+            return cls(folder)
+        kept = json.loads((folder / _FILE).read_text())
+        images = {
+            image_id: Image(description, Path(contents) if contents else None)
+            for image_id, (description, contents) in kept.pop("images").items()
+        }
+        return cls(folder, images=images, **kept)
 
     async def close(self) -> None:
         for sandbox in self.sandboxes.values():

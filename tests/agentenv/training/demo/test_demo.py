@@ -6,18 +6,16 @@ import json
 import signal
 import subprocess
 import sys
-import time
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import psutil
 import pytest
+
+from tests.processes import Process, alive, descendants
+from tests.waiting import wait_until
 
 pytest.importorskip("torch")
 pytest.importorskip("matplotlib")
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 pytestmark = [pytest.mark.torch, pytest.mark.sandbox, pytest.mark.slow]
 ROOT = Path(__file__).parents[4]
@@ -33,7 +31,20 @@ evaluation: {env: {split: held_out}, tasks: 2, samples: 2}
 """
 
 
-def start(folder: Path, steps: int) -> subprocess.Popen[str]:
+@pytest.fixture
+def start(tmp_path):
+    """Start demos in one folder. A test that fails leaves none of them running, and no pipe open."""
+    with ExitStack() as demos:
+
+        def begin(steps: int) -> subprocess.Popen[str]:
+            demo = demos.enter_context(started(tmp_path, steps))
+            demos.callback(demo.kill)
+            return demo
+
+        yield begin
+
+
+def started(folder: Path, steps: int) -> subprocess.Popen[str]:
     config = folder / "demo.yaml"
     config.write_text(CONFIG.replace("STEPS", str(steps)))
     command = ["-m", "agentenv", "train-demo", str(config), "--run-dir", str(folder / "run")]
@@ -47,30 +58,26 @@ def start(folder: Path, steps: int) -> subprocess.Popen[str]:
     )
 
 
-def started_by(demo: subprocess.Popen[str]) -> list[psutil.Process]:
-    return psutil.Process(demo.pid).children(recursive=True)
-
-
-def wait_until(holds: Callable[[], bool], what: str) -> None:
-    give_up = time.monotonic() + DEADLINE_S
-    while not holds():
-        assert time.monotonic() < give_up, f"not in time: {what}"
-        time.sleep(0.05)
+def after_another_step(demo: subprocess.Popen[str], folder: Path) -> set[Process]:
+    """Wait until the trainer has written one step more than it had; what the demo has started by then."""
+    before = len(learned(folder))
+    wait_until(
+        lambda: len(learned(folder)) > before or demo.poll() is not None,
+        f"step {before + 1}",
+        within_s=DEADLINE_S,
+    )
+    return descendants(demo.pid)
 
 
 def learned(folder: Path) -> list[int]:
     """The step of each line that the trainer has written."""
     path = folder / "run/steps.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [json.loads(line)["step"] for line in lines]
+    whole = path.read_text().split("\n")[:-1] if path.exists() else []
+    return [json.loads(line)["step"] for line in whole]
 
 
-def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
-    return [each for each in processes if each.is_running() and each.status() != "zombie"]
-
-
-def trainer_among(processes: list[psutil.Process]) -> psutil.Process:
-    (found,) = [each for each in processes if each.cmdline()[1:3] == ["-m", "agentenv.training"]]
+def trainer_among(processes: set[Process]) -> Process:
+    (found,) = [each for each in processes if each.command[1:3] == ["-m", "agentenv.training"]]
     return found
 
 
@@ -78,76 +85,49 @@ def output_of(demo: subprocess.Popen[str]) -> str:
     return demo.communicate(timeout=DEADLINE_S)[0]
 
 
-def test_it_trains_measures_and_draws_and_leaves_nothing_running(tmp_path):
-    demo = start(tmp_path, steps=2)
-    seen: dict[int, psutil.Process] = {}
-    while demo.poll() is None and len(learned(tmp_path)) < 2:
-        seen |= {each.pid: each for each in started_by(demo)}
-        time.sleep(0.05)
+def test_nothing_is_left_running_whatever_ends_it_and_the_same_folder_goes_on_to_the_end(
+    start, tmp_path
+):
+    """One folder, since what a demo has begun with costs more than all that is shown here."""
+    demo = start(500)
+    processes = after_another_step(demo, tmp_path)
+    demo.send_signal(signal.SIGINT)
     output = output_of(demo)
+    assert demo.returncode == 130, output
+    assert "as it is" in output  # measured before it began
+    assert "to go on" in output
+    assert not alive(processes)
 
+    demo = start(500)
+    processes = after_another_step(demo, tmp_path)
+    trainer_among(processes).kill()
+    output = output_of(demo)
+    assert demo.returncode == 1, output
+    assert "the trainer ended before training was done (exit status 137)" in output
+    assert "as it is" not in output  # measured the first time, and remembered
+    assert not alive(processes)
+
+    demo = start(500)
+    processes = after_another_step(demo, tmp_path)
+    assert trainer_among(processes).alive
+    demo.kill()
+    output_of(demo)
+    wait_until(lambda: not alive(processes), "the end of every process of a killed demo")
+
+    last = max(learned(tmp_path)) + 2
+    demo = start(last)
+    processes = after_another_step(demo, tmp_path)
+    output = output_of(demo)
     assert demo.returncode == 0, output
-    assert "step   2/2" in output
+    assert not alive(processes)
+    steps = learned(tmp_path)
+    assert set(steps) == set(range(1, last + 1))
+    assert len(steps) <= last + 2  # at most the step of each kill was written down twice
+
+    assert f"step   {last}/{last}" in output
     assert "gain, points" in output
     run = tmp_path / "run"
     assert (run / "reward.png").stat().st_size > 1_000
-    assert (run / "checkpoints/step-000002/model.safetensors").exists()
+    assert (run / f"checkpoints/step-{last:06}/model.safetensors").exists()
     result = json.loads((run / "result.json").read_text())
     assert [len(each) for each in result["scores"]["before"]] == [2, 2]
-    wait_until(lambda: not alive(list(seen.values())), "the end of every process")
-
-    more = start(tmp_path, steps=3)
-    output = output_of(more)
-    assert more.returncode == 0, output
-    assert learned(tmp_path) == [1, 2, 3]
-
-
-def test_ctrl_c_ends_everything_and_the_same_folder_goes_on(tmp_path):
-    demo = start(tmp_path, steps=500)
-    wait_until(lambda: len(learned(tmp_path)) >= 2, "two steps")
-    processes = started_by(demo)
-    demo.send_signal(signal.SIGINT)
-    output = output_of(demo)
-
-    assert demo.returncode == 130, output
-    assert "to go on" in output
-    assert not alive(processes)
-    reached = len(learned(tmp_path))
-
-    again = start(tmp_path, steps=reached + 2)
-    output = output_of(again)
-    assert again.returncode == 0, output
-    assert "as it is" not in output  # measured the first time, and remembered
-    steps = learned(tmp_path)
-    assert sorted(set(steps)) == list(range(1, reached + 3))
-
-
-def test_a_killed_trainer_ends_the_demo_with_the_reason_and_training_goes_on_afterwards(tmp_path):
-    demo = start(tmp_path, steps=500)
-    wait_until(lambda: len(learned(tmp_path)) >= 2, "two steps")
-    processes = started_by(demo)
-    trainer_among(processes).send_signal(signal.SIGKILL)
-    output = output_of(demo)
-
-    assert demo.returncode == 1, output
-    assert "the trainer ended before training was done (exit status 137)" in output
-    assert not alive(processes)
-
-    reached = len(learned(tmp_path))
-    again = start(tmp_path, steps=reached + 1)
-    output = output_of(again)
-    assert again.returncode == 0, output
-    steps = learned(tmp_path)
-    assert set(steps) == set(range(1, reached + 2))
-    assert len(steps) <= len(set(steps)) + 1  # at most the step of the kill was written down twice
-
-
-def test_a_demo_that_is_killed_takes_its_processes_along(tmp_path):
-    demo = start(tmp_path, steps=500)
-    wait_until(lambda: len(learned(tmp_path)) >= 1, "a step")
-    processes = started_by(demo)
-    assert trainer_among(processes).is_running()
-    demo.kill()
-    output_of(demo)
-
-    wait_until(lambda: not alive(processes), "the end of every process")

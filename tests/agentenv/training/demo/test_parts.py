@@ -8,7 +8,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from rich.console import Console
 
@@ -39,8 +38,9 @@ from agentenv.training.demo.processes import (
 )
 from agentenv.training.demo.run import Demo, DemoOptions
 from agentenv.training.service import read_steps
-from agentenv.training.settings import read_yaml
+from agentenv.yaml_file import read_yaml
 from tests.agentenv.fake_env import make_env
+from tests.processes import process_of
 
 pytestmark = pytest.mark.torch
 SHIPPED = Path(__file__).parents[4] / "configs/train_demo.yaml"
@@ -212,13 +212,12 @@ async def test_a_process_is_stopped_with_everything_it_started(tmp_path):
     log = tmp_path / "log"
     process = await DemoProcess.start("parent", ["-c", STARTS_A_CHILD], log, grace_s=2)
     await process.ready(lambda: _is_written(log), 30)
-    child = int(log.read_text())
-    assert psutil.pid_exists(child)
+    child = process_of(int(log.read_text()))
 
     await process.stop()
     await process.stop()
 
-    assert not psutil.pid_exists(child)
+    assert not child.alive
     assert process.status is not None
 
 

@@ -1,15 +1,21 @@
-"""Which processes are a test's own, by its process tree: no other process of the machine is counted or killed."""
+"""Which processes are a test's own, by its process tree: no other process of the machine is counted or killed.
+
+A process may end, or become a zombie, between any two questions about it. Here that is an answer and not an error: a
+process that has ended is not alive, and has no name, no command and no children.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
+import subprocess
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator, Sequence
 
 _PROC = Path("/proc")
 
@@ -35,13 +41,41 @@ class Process:
         except OSError:
             return ""
 
-    def kill(self) -> None:
-        """SIGKILL, if it is still that process."""
+    @property
+    def command(self) -> list[str]:
+        """What it was started with; empty when it has ended."""
+        try:
+            text = (_PROC / str(self.pid) / "cmdline").read_text(errors="replace")
+        except OSError:
+            return []
+        return text.split("\0")[:-1]
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a signal has stopped it."""
+        fields = _stat(self.pid)
+        return self.alive and fields is not None and fields[0] == "T"
+
+    def kill(self, how: signal.Signals = signal.SIGKILL) -> None:
+        """Send a signal, if it is still that process."""
         if self.alive:
             try:
-                os.kill(self.pid, signal.SIGKILL)
+                os.kill(self.pid, how)
             except ProcessLookupError:
                 return
+
+
+@contextmanager
+def child(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that is killed and waited for at the end of the block, also where that fails.
+
+    One that outlives its test makes the garbage collector fail another test.
+    """
+    with subprocess.Popen(command, **options) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def process_of(pid: int) -> Process:
@@ -50,6 +84,12 @@ def process_of(pid: int) -> Process:
     if fields is None:
         raise ProcessLookupError(pid)
     return Process(pid, int(fields[19]))
+
+
+def running(pid: int) -> bool:
+    """Whether some process has this pid now and is no zombie."""
+    fields = _stat(pid)
+    return fields is not None and fields[0] != "Z"
 
 
 def descendants(pid: int) -> set[Process]:
@@ -116,6 +156,11 @@ def _own_processor_time(pid: int) -> float:
         except OSError:
             continue
     return nanoseconds / 1e9
+
+
+def open_descriptors() -> int:
+    """How many file descriptors this process has."""
+    return sum(1 for _ in (_PROC / "self/fd").iterdir())
 
 
 def resident_memory(pid: int) -> int:

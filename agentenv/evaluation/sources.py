@@ -1,0 +1,243 @@
+"""Where samples come from: tasks, and one attempt at one of them.
+
+`EnvironmentSource` takes them from an environment class. Anything else that has tasks implements `SampleSource`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from agentenv._hook import describe
+from agentenv.errors import ConfigError, SweepError, VerifierError
+from agentenv.evaluation.rescoring import GoneMapping, agent_result, no_workspace
+from agentenv.evaluation.schema import TaskEntry
+from agentenv.outcomes import Outcome, StopReason
+from agentenv.rollout import RolloutRecord, finish, finite_reward
+from agentenv.task import Verdict, item_id
+from agentenv.types import Usage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping
+
+    from agentenv.env import AgentEnv
+    from agentenv.evaluation.spec import Arm, Price, SweepConfig
+    from agentenv.run.record import TrajectoryRecord
+    from agentenv.types import Item
+
+_PREVIEW_CHARS = 240
+
+
+@dataclass(frozen=True, slots=True)
+class SampleResult:
+    """What one try at a sample gave."""
+
+    record: RolloutRecord
+    usage: Usage = field(default_factory=Usage)
+    """What its replies took, with the price applied. Of a try that failed on the way it may be unknown, and is then
+    not counted."""
+    rewards: Mapping[str, float] = field(default_factory=dict)
+    """Further rewards by name, where there are more than one."""
+
+
+class SampleSource(Protocol):
+    """The tasks of one arm, and a way to try them. `open` and `close` bracket its use."""
+
+    async def open(self, *, only_judge: bool = False) -> list[TaskEntry]:
+        """Start what is needed and name the tasks, each once, the same whenever it is asked.
+
+        `only_judge`: nothing will be run, see `judge`. Raises what makes it impossible.
+        """
+        ...
+
+    async def run(self, task: str, *, seed: int | None, trajectory_id: str) -> SampleResult:
+        """One rollout of a task. Never raises but for cancellation: what failed is in the record's outcome."""
+        ...
+
+    async def judge(self, task: str, record: TrajectoryRecord) -> Verdict:
+        """Score a trajectory again, from its record alone.
+
+        Raises `WorkspaceGoneError` where the verifier needs the workspace, `VerifierError` where it fails.
+        """
+        ...
+
+    async def cancel(self, work: Collection[asyncio.Task[Any]]) -> None:
+        """Cancel rollouts and return when they have ended; nothing else is to come."""
+        ...
+
+    async def close(self) -> None:
+        """Stop everything. Idempotent."""
+        ...
+
+
+OpenSource = "Callable[[SweepConfig, Arm], SampleSource]"
+
+
+def open_source(config: SweepConfig, arm: Arm) -> SampleSource:
+    """The source that an arm's configuration means. Raises `ConfigError`."""
+    return EnvironmentSource(
+        lambda: build_arm_environment(config, arm),
+        count=config.tasks[arm.task_set].count,
+        price=config.models[arm.model].price,
+        concurrency=config.concurrency,
+    )
+
+
+class EnvironmentSource:
+    """The items of an environment, judged by its hooks. The environment's own groups, filters and curriculum play no
+    part: every item is tried as often as the sweep says.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[], AgentEnv[Any]],
+        *,
+        count: int | None = None,
+        price: Price | None = None,
+        concurrency: int = 1,
+    ) -> None:
+        """`make` builds the environment, not set up."""
+        self._make = make
+        self._count = count
+        self._price = price
+        self._concurrency = concurrency
+        self._env: AgentEnv[Any] | None = None
+        self._items: dict[str, Item] = {}
+
+    async def open(self, *, only_judge: bool = False) -> list[TaskEntry]:
+        """Set the environment up, or only load its data, and fetch the items."""
+        env = self._env = self._make()
+        if only_judge:
+            await env.setup_agent_env()
+        else:
+            await env.setup()
+            env.runtime.policy.raise_concurrency(self._concurrency)
+        return await self._fetch(env)
+
+    async def run(self, task: str, *, seed: int | None, trajectory_id: str) -> SampleResult:
+        """One rollout of an item."""
+        env = self._env
+        assert env is not None, "open"
+        try:
+            made = env.task_for(self._items[task], seed)
+        except Exception as error:  # noqa: BLE001 - the environment's own code may raise anything
+            record = _unstarted(trajectory_id, f"build_task raised {describe(error)}")
+            return SampleResult(record)
+        record = await env.runtime.run(made, env.verifier(), trajectory_id=trajectory_id)
+        usage = record.result.usage if record.result is not None else Usage()
+        return SampleResult(record, priced(usage, self._price))
+
+    async def judge(self, task: str, record: TrajectoryRecord) -> Verdict:
+        """Call the environment's verification with nothing but the record."""
+        env = self._env
+        assert env is not None, "open"
+        result = agent_result(record)
+        try:
+            async with asyncio.timeout(env.config.verify_timeout_s):
+                reward, metadata = await env.verify_and_score_trajectory(
+                    self._items[task],
+                    result.final_response,
+                    trajectory_id=record.trajectory_id,
+                    exec_tool=no_workspace,
+                    agent_result=result,
+                    workspace_meta=_meta(env),
+                )
+        except (SweepError, VerifierError):
+            raise
+        except Exception as error:  # the environment's own code may raise anything
+            raise VerifierError(f"verification raised {describe(error)}") from error
+        return Verdict(finite_reward(reward), metadata if isinstance(metadata, dict) else {})
+
+    async def cancel(self, work: Collection[asyncio.Task[Any]]) -> None:
+        """See `EnvRuntime.cancel`."""
+        if self._env is not None:
+            await self._env.runtime.cancel(work)
+
+    async def close(self) -> None:
+        """Shut the environment down."""
+        if self._env is not None:
+            await finish(self._env.shutdown())
+
+    async def _fetch(self, env: AgentEnv[Any]) -> list[TaskEntry]:
+        entries: list[TaskEntry] = []
+        while self._count is None or len(entries) < self._count:
+            item = await env.get_next_item()
+            if item is None:
+                break
+            name = self._name(item, len(entries))
+            self._items[name] = item
+            entries.append(TaskEntry(name, _preview(env, item)))
+        if not entries:
+            raise SweepError(f"{type(env).__name__} has no tasks: get_next_item() returned None")
+        if self._count is not None and len(entries) < self._count:
+            raise SweepError(
+                f"{type(env).__name__} has {len(entries)} tasks, not count={self._count}"
+            )
+        return entries
+
+    def _name(self, item: Item, place: int) -> str:
+        """The item's own id, or its place in the dataset. One that stands there twice gets a number."""
+        own = item_id(item) or str(place)
+        name, number = own, 1
+        while name in self._items:
+            number += 1
+            name = f"{own}#{number}"
+        return name
+
+
+def _meta(env: AgentEnv[Any]) -> dict[str, Any]:
+    """What the set-up returned, as far as that is known of one that ran long ago: nothing where there is no set-up."""
+    from agentenv.env import AgentEnv  # noqa: PLC0415 - an import at the top would be a circle
+
+    own = type(env).setup_trajectory_workspace
+    return {} if own is AgentEnv.setup_trajectory_workspace else GoneMapping()
+
+
+def priced(usage: Usage, price: Price | None) -> Usage:
+    """Usage with what it cost at a price; as it is, where there is none."""
+    if price is None:
+        return usage
+    cost = price.cost(
+        input_tokens=usage.prompt_tokens,
+        cached_tokens=usage.cached_tokens,
+        output_tokens=usage.completion_tokens,
+    )
+    return replace(usage, cost_usd=cost)
+
+
+def _preview(env: AgentEnv[Any], item: Item) -> str:
+    try:
+        return " ".join(str(env.build_task(item)).split())[:_PREVIEW_CHARS]
+    except Exception as error:  # noqa: BLE001 - every sample of this task will say so
+        return f"build_task raised {describe(error)}"[:_PREVIEW_CHARS]
+
+
+def _unstarted(trajectory_id: str, cause: str) -> RolloutRecord:
+    return RolloutRecord(
+        trajectory_id, Outcome.INFRASTRUCTURE_FAILED, StopReason.ERROR, None, None, cause=cause
+    )
+
+
+def build_arm_environment(config: SweepConfig, arm: Arm) -> AgentEnv[Any]:
+    """The environment of an arm, not set up. Raises `ConfigError` naming what of the sweep cannot be used."""
+    from agentenv.cli.commands import build_environment  # noqa: PLC0415 - settings as the command line resolves them
+    from agentenv.cli.environments import load_environment  # noqa: PLC0415
+    from agentenv.cli.layers import ConfigFile  # noqa: PLC0415
+    from agentenv.cli.settings import merge, resolve, setting_trees  # noqa: PLC0415
+
+    task_set = config.tasks[arm.task_set]
+    env_class = load_environment(task_set.environment)
+    env, servers = env_class.config_init()
+    over = config.settings[arm.settings].env
+    values: dict[str, Any] = {"env": merge(task_set.env, over, setting_trees(env, servers)["env"])}
+    if given := config.models[arm.model].openai:
+        values["openai"] = given
+    where = Path(f"tasks.{arm.task_set}, models.{arm.model}, settings.{arm.settings}")
+    file = ConfigFile(where, task_set.environment, values)
+    try:
+        return build_environment(env_class, resolve(env, servers, file=file, environ=os.environ))
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error

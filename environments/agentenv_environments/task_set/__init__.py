@@ -1,0 +1,1 @@
+"""Task directories as an environment: what `agentenv.tasks` can run, collected in groups and trained on."""

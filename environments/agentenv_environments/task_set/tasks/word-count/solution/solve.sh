@@ -1,0 +1,2 @@
+#!/bin/bash
+cat texts/*.txt | wc -w | tr -d ' ' > count.txt

@@ -1,0 +1,163 @@
+"""A service that stumbles at every third call, sandboxes that end under commands and a server that is switched off cost
+time and nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from agentenv.process import process
+from agentenv.run.directory import RunDirectory, read_groups
+from agentenv.run.progress import QuietProgress
+from agentenv_backends.config import ModalConfig
+from agentenv_backends.modal.provider import ModalProvider
+from agentenv_backends.pool import SlotPool
+from tests.emulators.modal.running import EmulatedModal
+from tests.faults.ledger_env import ledger_env
+from tests.faults.sandboxes import local_pool
+from tests.modal_service import MODAL, why_no_emulated_modal
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Iterator
+    from pathlib import Path
+
+    from agentenv.rollout import RolloutRecord
+    from agentenv_backends.base import Slot
+    from agentenv_backends.requests import Request
+    from agentenv_backends.results import Result
+
+pytestmark = [pytest.mark.sandbox, pytest.mark.slow]
+_SHARE = 0.05
+_GROUP, _GROUPS = 8, 25
+_SLOTS, _SANDBOXES = 4, 4
+_SWITCHED_OFF_AFTER = 80
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[EmulatedModal]:
+    if reason := why_no_emulated_modal():
+        pytest.skip(reason)
+    with EmulatedModal() as server:
+        for name, value in server.environment().items():
+            monkeypatch.setenv(name, value)
+        yield server
+
+
+class TimedPool(SlotPool):
+    """Notes by how much calls overran the time they had, the grace of the contract included."""
+
+    def __init__(self, provider: ModalProvider, config: ModalConfig) -> None:
+        super().__init__(provider, config.pool_settings())
+        self.overran_s = 0.0
+        self.calls = 0
+
+    async def execute(self, slot: Slot, request: Request) -> Result:
+        started = time.monotonic()
+        allowed = getattr(request, "timeout_s", self.default_timeout_s) + self.grace_s
+        try:
+            return await super().execute(slot, request)
+        finally:
+            self.calls += 1
+            self.overran_s = max(self.overran_s, time.monotonic() - started - allowed)
+
+
+class Troublemaker(QuietProgress):
+    """Ends a sandbox for every twentieth rollout that ends, as at the end of its lifetime, and once switches the server
+    off and on again.
+    """
+
+    def __init__(self, server: EmulatedModal) -> None:
+        super().__init__()
+        self.sandboxes_ended = self.switched = 0
+        self._server = server
+        self._draw = random.Random(5)
+        self._owed = 0.0
+        self._work: set[asyncio.Task[None]] = set()
+        self._one_at_a_time = asyncio.Lock()
+        self.stumble()
+
+    def stumble(self) -> None:
+        self._server.fault("*", "UNAVAILABLE", probability=0.3)
+
+    def rollout_ended(self, record: RolloutRecord) -> None:
+        super().rollout_ended(record)
+        self._owed += _SHARE
+        if sum(self.counters.outcomes.values()) == _SWITCHED_OFF_AFTER:
+            self._spawn(self._switch())
+        if self._owed >= 1:
+            self._owed -= 1
+            self._spawn(self._end_one())
+
+    async def finish(self) -> None:
+        """Return when all of that is over."""
+        await asyncio.gather(*self._work)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        self._work.add(asyncio.create_task(work))
+
+    async def _switch(self) -> None:
+        async with self._one_at_a_time:
+            await asyncio.to_thread(self._server.kill)
+            await asyncio.sleep(1.0)
+            await asyncio.to_thread(self._server.start)
+            self.stumble()
+            self.switched += 1
+
+    async def _end_one(self) -> None:
+        async with self._one_at_a_time:
+            alive = self._server.sandboxes()
+            if alive:
+                victim = self._draw.choice(alive)["id"]
+                self._server.tell("end", sandbox_id=victim, status="GENERIC_STATUS_TIMEOUT")
+                self.sandboxes_ended += 1
+
+
+async def _collect(
+    path: Path, pool: SlotPool, progress: QuietProgress
+) -> dict[str, dict[str, Any]]:
+    env = ledger_env(
+        pool,
+        group_size=_GROUP,
+        total_steps=_GROUPS,
+        max_num_workers=_SLOTS * _SANDBOXES // _GROUP,
+        policy_retry_limit=8,
+    )
+    directory = await RunDirectory.open(path)
+    try:
+        await process(env, directory=directory, progress=progress, handle_signals=False)
+    finally:
+        await directory.close()
+    return {group.group_id: dict(group.group) for group in read_groups(path)}
+
+
+async def test_no_trouble_of_the_service_loses_a_group_or_changes_a_reward(
+    tmp_path: Path, server: EmulatedModal
+):
+    local, _ = local_pool(_SLOTS * _SANDBOXES)
+    undisturbed = await _collect(tmp_path / "undisturbed", local, QuietProgress())
+    settings = {**MODAL, "slots": _SLOTS, "max_hosts": _SANDBOXES, "launch_timeout_s": 100}
+    config = ModalConfig.model_validate(settings)
+    pool = TimedPool(ModalProvider(config), config)
+    trouble = Troublemaker(server)
+    try:
+        disturbed = await _collect(tmp_path / "disturbed", pool, trouble)
+    finally:
+        await trouble.finish()
+    assert server.sandboxes() == []
+    assert server.processes() == []
+    counters = trouble.counters
+    assert trouble.switched == 1
+    assert trouble.sandboxes_ended >= _SHARE * _GROUPS * _GROUP * 0.5
+    assert counters.outcomes["infrastructure_failed"] >= 1
+    assert set(counters.outcomes) == {"scored", "infrastructure_failed"}, counters.failures
+    assert (counters.groups_dropped, counters.groups_retried) == (0, 0)
+    assert len(undisturbed) == _GROUPS
+    assert disturbed == undisturbed
+    assert len({score for group in disturbed.values() for score in group["scores"]}) > 1
+    assert pool.calls > _GROUPS * _GROUP * 3
+    assert pool.overran_s <= 1.0
