@@ -71,8 +71,9 @@ class Planner:
 
         Snapshots that lie there go a little earlier than they would; whoever needs one has it made anew.
         """
+        now = self._clock()
         for host in list(self._fleet.live()):
-            host.retired = host.retired or host.retires_at <= self._clock()
+            host.retired = host.retired or host.retires_at <= now
             if not host.retired:
                 continue
             for slot_id in list(host.available):

@@ -1,7 +1,7 @@
 """Trajectories by the thousand over a simulated cluster: how they fare, and what the real pool costs the driver.
 
-The clock is virtual; the processor time is real. What a trajectory costs the driver beyond the pool (frames on
-the tool executor) is added per command from a measurement.
+The clock is virtual; the processor time is real, and that of the pool alone: frames on the wire, the tool executor and
+the engine's client come on top.
 """
 
 from __future__ import annotations
