@@ -2,6 +2,7 @@
 
     --hosts 10,100,1000   sizes, in hosts of ten slots
     --seconds 60          virtual seconds that are measured at each
+    --only steady         one of what may happen: steady, one by one, a tenth
 
 Virtual times depend on nothing but the seed. Processor times are this machine's: compare those of one run.
 """
@@ -9,6 +10,7 @@ Virtual times depend on nothing but the seed. Processor times are this machine's
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 import time
 
@@ -26,8 +28,8 @@ from tests.planning.scenarios import (
 
 _MISHAPS = {
     "steady": None,
-    "nodes go one by one": nodes_go_one_by_one,
-    "a tenth goes at once": a_tenth_goes_at_once,
+    "one by one": nodes_go_one_by_one,
+    "a tenth": a_tenth_goes_at_once,
 }
 
 
@@ -36,13 +38,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.planning")
     parser.add_argument("--hosts", default="10,100,300,1000")
     parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--only", choices=sorted(_MISHAPS), action="append")
     options = parser.parse_args()
+    logging.disable(logging.WARNING)
     table = Table(*("slots", "what happens", "all held after", "again after", "retried", "pulls"))
     for name in ("wait p50", "wait p99", "commands/s", "pool CPU", "CPU per 1,000"):
         table.add_column(name, justify="right")
     console = Console(width=140)
     for hosts in map(int, options.hosts.split(",")):
-        for name, mishap in _MISHAPS.items():
+        for name in options.only or _MISHAPS:
+            mishap = _MISHAPS[name]
             began = time.monotonic()
             size = Size(hosts, seconds=options.seconds, images_there=mishap is None)
             table.add_row(*_row(name, simulate(size, Costs(), mishap)))
