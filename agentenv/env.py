@@ -15,6 +15,7 @@ if __name__ == "__main__":
 from __future__ import annotations
 
 import asyncio
+import logging
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 from uuid import uuid4
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from agentenv_tools.base import Tool
     from agentenv_tools.registry import ToolRegistry
 
+logger = logging.getLogger(__name__)
+
 ConfigT = TypeVar("ConfigT", bound=AgentEnvConfig)
 
 CLEANUP_TIMEOUT_S = 60.0
@@ -56,6 +59,8 @@ class AgentEnv(ABC, Generic[ConfigT]):
     """What the agent may call."""
     curr_step: int = 0
     """The trainer's step, while one is served."""
+    evaluation_logged: bool = False
+    """Whether `evaluate_log` was called."""
 
     # ---------------------------------------------------------------------------------- override these
 
@@ -146,6 +151,49 @@ class AgentEnv(ABC, Generic[ConfigT]):
     async def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Measure the policy; returns metrics by name."""
         return {}
+
+    async def evaluate_log(
+        self,
+        metrics: dict[str, Any],
+        task_name: str | None = None,
+        model_name: str | None = None,
+        start_time: float | None = None,
+        end_time: float | None = None,
+        generation_parameters: dict[str, Any] | None = None,
+        samples: list[dict[str, Any]] | None = None,
+        verbose: bool = True,
+    ) -> None:
+        """Write an evaluation to `data_dir_to_save_evals`, as Atropos does: `metrics.json`, and `samples.jsonl` where
+        there are samples. For use in `evaluate`. Times are in seconds. `verbose` logs the metrics.
+
+        Without that directory only a warning says so. Raises `RunDirectoryError` when it cannot be written.
+        """
+        from agentenv.evaluation.atropos_log import (  # noqa: PLC0415 - only evaluations need it
+            EvaluationLog,
+            write_evaluation,
+        )
+
+        self.evaluation_logged = True
+        if verbose:
+            logger.info("evaluation of %s: %s", self.display_name, metrics)
+        directory = self.config.data_dir_to_save_evals
+        if directory is None:
+            logger.warning("data_dir_to_save_evals is not set: the evaluation is not written")
+            return
+        known = start_time is not None and end_time is not None
+        servers = self.server_configs
+        log = EvaluationLog(
+            metrics=metrics,
+            task_name=task_name or self.display_name,
+            model_name=model_name or (servers[0].model_name if servers else ""),
+            seconds=(end_time or 0.0) - (start_time or 0.0) if known else None,
+            generation_parameters={
+                "max_new_tokens": self.config.max_token_length,
+                **(generation_parameters or {}),
+            },
+            samples=samples or (),
+        )
+        await asyncio.to_thread(write_evaluation, directory, log)
 
     async def postprocess_histories(self, group: ScoredDataGroup) -> ScoredDataGroup:
         """Change a group before it is written or sent."""

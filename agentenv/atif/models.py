@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 SchemaVersion = Literal[
     "ATIF-v1.0",
@@ -181,12 +181,19 @@ class Trajectory(_Object):
     session_id: str | None = None
     trajectory_id: str | None = None
     agent: Agent
-    steps: tuple[Step, ...] = Field(min_length=1)
+    steps: tuple[Step, ...]
     notes: str | None = None
     final_metrics: FinalMetrics | None = None
     continued_trajectory_ref: str | None = None
     extra: dict[str, Any] | None = None
     subagent_trajectories: tuple[Trajectory, ...] | None = None
+
+    @field_validator("steps")
+    @classmethod
+    def _has_a_step(cls, steps: tuple[Step, ...]) -> tuple[Step, ...]:
+        if not steps:
+            raise ValueError("a trajectory has at least one step")
+        return steps
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object, without what is absent."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +16,7 @@ from rich.text import Text
 from agentenv.atif.recording import recorded
 from agentenv.cli.event_loop import run_to_the_end
 from agentenv.cli.settings import Settings
+from agentenv.evaluation.atropos_log import keep_evaluation
 from agentenv.process import process
 from agentenv.rollout import finish
 from agentenv.run.directory import GROUPS_FILE, RunDirectory
@@ -194,12 +196,15 @@ async def _evaluate(env: AgentEnv[Any], console: Console) -> dict[str, Any]:
 async def _evaluated(env: AgentEnv[Any]) -> dict[str, Any]:
     try:
         await env.setup()
+        started = time.time()
         evaluating = asyncio.ensure_future(env.evaluate())
         try:
-            return dict(await asyncio.shield(evaluating) or {})
+            metrics = dict(await asyncio.shield(evaluating) or {})
         finally:
             if not evaluating.done():
                 await finish(env.runtime.cancel({evaluating}))
+        await keep_evaluation(env, metrics, started)
+        return metrics
     finally:
         await finish(env.shutdown())
 

@@ -138,8 +138,10 @@ def _run_environment(
     flags: list[str],
     console: Console,
 ) -> int:
-    if options.command == "evaluate" and options.config and not options.help:
+    if options.command == "evaluate" and options.config:
         if env_class is None and is_sweep_file(Path(options.config)):
+            if options.help:
+                return _help(options, None, None, console)
             return run_sweep_command(options, flags, console)
         refuse_sweep_options(options)
     file = load_config_file(Path(options.config)) if options.config else None

@@ -123,8 +123,10 @@ def run_sweep_command(options: argparse.Namespace, flags: list[str], console: Co
 async def _sweep(
     config: SweepConfig, directory: Path, options: argparse.Namespace, console: Console
 ) -> int:
+    from agentenv.evaluation.sources import check_arms  # noqa: PLC0415
     from agentenv.evaluation.store import SweepStore  # noqa: PLC0415
 
+    check_arms(config)
     store = await SweepStore.open(directory, config, other=options.other_spec)
     try:
         if options.rescore:

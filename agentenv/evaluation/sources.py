@@ -1,6 +1,7 @@
 """Where samples come from: tasks, and one attempt at one of them.
 
-`EnvironmentSource` takes them from an environment class. Anything else that has tasks implements `SampleSource`.
+`EnvironmentSource` takes them from an environment class, `task_source.TaskDirectorySource` from task directories.
+Anything else that has tasks implements `SampleSource`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+from pydantic import ValidationError
 
 from agentenv._hook import describe
 from agentenv.errors import ConfigError, SweepError, VerifierError
@@ -24,7 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
     from agentenv.env import AgentEnv
-    from agentenv.evaluation.spec import Arm, Price, SweepConfig
+    from agentenv.evaluation.spec import Arm, ModelConfig, Price, SweepConfig
+    from agentenv.policy.base import PolicyClient
     from agentenv.run.record import TrajectoryRecord
     from agentenv.types import Item
 
@@ -78,12 +82,63 @@ OpenSource = "Callable[[SweepConfig, Arm], SampleSource]"
 
 def open_source(config: SweepConfig, arm: Arm) -> SampleSource:
     """The source that an arm's configuration means. Raises `ConfigError`."""
+    tasks, model = config.tasks[arm.task_set], config.models[arm.model]
+    if tasks.directory is not None:
+        return _task_directories(config, arm)
+    if model.agent is not None:
+        raise ConfigError(
+            f"models.{arm.model}: agent {model.agent!r} is for task directories, and tasks.{arm.task_set} is an "
+            "environment"
+        )
     return EnvironmentSource(
         lambda: build_arm_environment(config, arm),
-        count=config.tasks[arm.task_set].count,
-        price=config.models[arm.model].price,
+        count=tasks.count,
+        price=model.price,
         concurrency=config.concurrency,
+        policy=_chat_policy(model) if model.chat is not None else None,
     )
+
+
+def check_arms(config: SweepConfig) -> None:
+    """Raise `ConfigError` for what of a sweep could not be opened later, as far as that can be told beforehand."""
+    for arm in config.arms():
+        open_source(config, arm)
+        if config.tasks[arm.task_set].environment is not None:
+            build_arm_environment(config, arm)
+
+
+def _task_directories(config: SweepConfig, arm: Arm) -> SampleSource:
+    from agentenv.evaluation.task_source import (  # noqa: PLC0415 - it imports this module
+        MODELLESS,
+        TaskDirectorySource,
+        model_agent,
+    )
+
+    tasks, model = config.tasks[arm.task_set], config.models[arm.model]
+    if model.agent is not None:
+        return TaskDirectorySource(tasks, MODELLESS[model.agent]())
+    policy = _chat_policy(model) if model.chat is not None else _served_policy(model, arm)
+    agent = model_agent(policy, config.settings[arm.settings].agent, arm.model)
+    return TaskDirectorySource(
+        tasks, agent, policy=policy, price=model.price, concurrency=config.concurrency
+    )
+
+
+def _chat_policy(model: ModelConfig) -> PolicyClient:
+    from agentenv.models import chat_policy  # noqa: PLC0415 - an extra
+
+    assert model.chat is not None
+    return chat_policy(model.chat, **model.chat_settings)
+
+
+def _served_policy(model: ModelConfig, arm: Arm) -> PolicyClient:
+    from agentenv.policy import APIServerConfig, build_policy  # noqa: PLC0415 - not needed for what runs no model
+
+    given = model.openai if isinstance(model.openai, list) else [model.openai]
+    try:
+        return build_policy([APIServerConfig.model_validate(server) for server in given])
+    except ValidationError as error:
+        raise ConfigError(f"models.{arm.model}.openai: {error}") from error
 
 
 class EnvironmentSource:
@@ -98,18 +153,22 @@ class EnvironmentSource:
         count: int | None = None,
         price: Price | None = None,
         concurrency: int = 1,
+        policy: PolicyClient | None = None,
     ) -> None:
-        """`make` builds the environment, not set up."""
+        """`make` builds the environment, not set up; `policy` takes the place of the one it comes with."""
         self._make = make
         self._count = count
         self._price = price
         self._concurrency = concurrency
+        self._policy = policy
         self._env: AgentEnv[Any] | None = None
         self._items: dict[str, Item] = {}
 
     async def open(self, *, only_judge: bool = False) -> list[TaskEntry]:
         """Set the environment up, or only load its data, and fetch the items."""
         env = self._env = self._make()
+        if self._policy is not None:
+            env.runtime.policy = self._policy
         if only_judge:
             await env.setup_agent_env()
         else:
@@ -124,7 +183,7 @@ class EnvironmentSource:
         try:
             made = env.task_for(self._items[task], seed)
         except Exception as error:  # noqa: BLE001 - the environment's own code may raise anything
-            record = _unstarted(trajectory_id, f"build_task raised {describe(error)}")
+            record = unstarted(trajectory_id, f"build_task raised {describe(error)}")
             return SampleResult(record)
         record = await env.runtime.run(made, env.verifier(), trajectory_id=trajectory_id)
         usage = record.result.usage if record.result is not None else Usage()
@@ -215,7 +274,8 @@ def _preview(env: AgentEnv[Any], item: Item) -> str:
         return f"build_task raised {describe(error)}"[:_PREVIEW_CHARS]
 
 
-def _unstarted(trajectory_id: str, cause: str) -> RolloutRecord:
+def unstarted(trajectory_id: str, cause: str) -> RolloutRecord:
+    """The record of a rollout that never began, through no fault of the agent."""
     return RolloutRecord(
         trajectory_id, Outcome.INFRASTRUCTURE_FAILED, StopReason.ERROR, None, None, cause=cause
     )
@@ -229,6 +289,7 @@ def build_arm_environment(config: SweepConfig, arm: Arm) -> AgentEnv[Any]:
     from agentenv.cli.settings import merge, resolve, setting_trees  # noqa: PLC0415
 
     task_set = config.tasks[arm.task_set]
+    assert task_set.environment is not None
     env_class = load_environment(task_set.environment)
     env, servers = env_class.config_init()
     over = config.settings[arm.settings].env

@@ -2,8 +2,10 @@
 
     tasks:                      # what is tried, by a name of yours
       shell: {environment: shell_tasks, env: {split: held_out}, count: 20}
+      ours: {directory: tasks, provider: docker}
     models:                     # by whom; empty: the servers that the environment itself comes with
       tiny: {}
+      claude: {chat: claude-sonnet-4-20250514}
       big: {openai: {base_url: "http://localhost:8000/v1", model_name: big, server_type: vllm}}
     settings:                   # how; laid over `env` of the tasks
       cold: {env: {agent_temperature: 0.0}}
@@ -19,7 +21,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
@@ -39,14 +41,34 @@ class _Frozen(BaseModel):
 
 
 class TaskSetConfig(_Frozen):
-    """Tasks of one kind."""
+    """Tasks of one kind: the items of an environment, or task directories."""
 
-    environment: str
+    environment: str | None = None
     """An environment's short name, or `package.module:Class`. Its items are the tasks."""
     env: dict[str, Any] = {}
     """Its settings, as under `env:` of `agentenv process`."""
+    directory: str | None = None
+    """A folder with task directories below it, in place of `environment`. Run by chat models, or without a model."""
+    pattern: str = "**/task.toml"
+    """Which files below `directory` mark a task."""
+    provider: str = "docker"
+    """Where task directories run: `docker` or `local`."""
+    accept_host_image: bool = False
+    """Let `local` run tasks that want an image in the programs of this machine instead."""
+    backend: dict[str, Any] = {}
+    """Keys of the backend's configuration that win over what a task directory asks for."""
     count: int | None = Field(default=None, ge=1)
     """The first so many tasks; None: all, which must come to an end."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.environment is None) == (self.directory is None):
+            raise ValueError("give either `environment` or `directory`")
+        if self.directory is not None and self.env:
+            raise ValueError(
+                "`env` is for an environment; how agents work in task directories is `settings.*.agent`"
+            )
+        return self
 
 
 class Price(_Frozen):
@@ -66,19 +88,55 @@ class Price(_Frozen):
 
 
 class ModelConfig(_Frozen):
-    """A model to be measured."""
+    """A model to be measured. Empty: the servers that the environment itself comes with."""
 
     openai: dict[str, Any] | list[dict[str, Any]] = {}
-    """Its servers, as under `openai:` of `agentenv process`. Empty: those of the environment's own `config_init`."""
+    """Its servers, as under `openai:` of `agentenv process`."""
+    chat: str | None = None
+    """A chat model of any provider by name, such as `claude-sonnet-4-20250514`, in place of `openai`. Needs the extra
+    `models`."""
+    chat_settings: dict[str, Any] = {}
+    """Its address, key and patience: fields of `ChatModelSettings`."""
+    agent: Literal["oracle", "nop"] | None = None
+    """No model, for task directories: `oracle` runs each task's own solution, `nop` does nothing."""
     price: Price | None = None
-    """None: what the provider says a reply cost, if it does; else the cost is unknown."""
+    """None: what a reply is said to cost, where that is known."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        given = [name for name in ("openai", "chat", "agent") if getattr(self, name)]
+        if len(given) > 1:
+            raise ValueError(f"give one of {', '.join(given)}")
+        if self.chat_settings and self.chat is None:
+            raise ValueError("`chat_settings` are those of `chat`")
+        return self
+
+    def known_cost(self) -> bool:
+        """Whether a sample's cost can be known: by a price, from a provider, or because there is no model."""
+        return self.price is not None or self.chat is not None or self.agent is not None
+
+
+class AgentSettings(_Frozen):
+    """How an agent works in a task directory."""
+
+    temperature: float = Field(default=0.7, ge=0, allow_inf_nan=False)
+    max_steps: int = Field(default=100, ge=1)
+    """Replies of the model for one task."""
+    max_tokens: int = Field(default=8_192, ge=1)
+    """Tokens of one reply."""
+    system_prompt: str | None = None
+    toolsets: list[str] = ["default"]
+    turn_timeout_s: float = Field(default=1_200.0, gt=0, allow_inf_nan=False)
+    """Deadline of one reply."""
 
 
 class SettingsConfig(_Frozen):
     """A way in which the tasks are tried."""
 
     env: dict[str, Any] = {}
-    """Laid over the task set's `env`."""
+    """Laid over the `env` of environments."""
+    agent: AgentSettings = AgentSettings()
+    """For task directories."""
 
 
 class Budget(_Frozen):
@@ -129,6 +187,10 @@ class SweepConfig(_Frozen):
     def _check(self) -> Self:
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds {self.seeds}: each once; more attempts are `attempts`")
+        if self.budget.cost_usd is not None:
+            unknown = [name for name, model in self.models.items() if not model.known_cost()]
+            if unknown:
+                raise ValueError(f"budget.cost_usd needs a `price` for {', '.join(unknown)}")
         return self
 
     def arms(self) -> Iterator[Arm]:
@@ -193,8 +255,13 @@ _IDENTITY = ("tasks", "models", "settings")
 
 
 def stored_form(config: SweepConfig) -> dict[str, Any]:
-    """A sweep as it is kept beside its samples: everything, secrets masked."""
-    plain: dict[str, Any] = mask_secrets(config.model_dump(mode="json"))
+    """A sweep as it is kept beside its samples, secrets masked; of tasks, models and settings what was given, so that
+    a later version's new fields change nothing.
+    """
+    given = config.model_dump(mode="json", exclude_defaults=True, include=set(_IDENTITY))
+    values = config.model_dump(mode="json", exclude=set(_IDENTITY))
+    sections = {section: given.get(section, {"default": {}}) for section in _IDENTITY}
+    plain: dict[str, Any] = mask_secrets({"name": values.pop("name"), **sections, **values})
     return plain
 
 

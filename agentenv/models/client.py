@@ -112,12 +112,21 @@ class ChatModel:
             messages = [_without_images(message) for message in messages]
         asked = convert.to_request(messages)
         failed: Failure | None = None
+        asked_for_more = False
         try:
             async with asyncio.timeout(self.settings.timeout_s) as deadline:
                 for attempt in range(1, self.settings.max_attempts + 1):
                     reply = await self._attempt(asked, tools, params)
                     if isinstance(reply, ChatCompletion):
-                        return reply
+                        # Some say nothing when they are done; others by accident, so they are asked once more.
+                        if (
+                            asked_for_more
+                            or attempt == self.settings.max_attempts
+                            or not _is_empty(reply)
+                        ):
+                            return reply
+                        asked_for_more = True
+                        continue
                     failed = reply
                     if not self._worth_another(failed, attempt, deadline):
                         break
@@ -199,8 +208,8 @@ class ChatModel:
         calls = convert.calls_of(response)
         text = convert.text_of(response)
         finish = _FINISH.get(response.finish_reason or "", "stop")
-        if response.finish_reason == "error" or not (text or calls or finish != "stop"):
-            raise theirs.UnexpectedModelBehavior("the reply is empty")
+        if response.finish_reason == "error":
+            raise theirs.UnexpectedModelBehavior("the model broke off with an error")
         if finish == "refused" and not text:
             text = str((response.provider_details or {}).get("refusal") or "")
         return ChatCompletion(
@@ -233,6 +242,10 @@ class ToolChatModel(ChatModel):
     ) -> ChatCompletion:
         """One reply to a conversation whose messages hold calls and results as they are."""
         return await self._ask(messages, tools, params)
+
+
+def _is_empty(reply: ChatCompletion) -> bool:
+    return not reply.text and not reply.tool_calls and reply.finish_reason == "stop"
 
 
 def _without_images(message: Message) -> Message:

@@ -13,8 +13,9 @@ from agentenv.rollout import finish
 from agentenv.tasks.places import opened
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
+    from agentenv_tools.base import Tool
     from agentenv_tools.config import ToolExecutorConfig
     from agentenv_tools.executor import ToolExecutor
     from agentenv_tools.registry import ToolRegistry
@@ -42,8 +43,11 @@ class PlacePool:
         *,
         keep: int = 4,
         config: ToolExecutorConfig | None = None,
+        served_tools: Sequence[Tool[Any]] = (),
     ) -> None:
+        """`config` and `served_tools` are those of each `ToolExecutor`."""
         self._tools = tools
+        self._served_tools = served_tools
         self._keep = keep
         self._config = config
         self._open: dict[str, _Open] = {}
@@ -80,7 +84,7 @@ class PlacePool:
     ) -> ToolExecutor:
         async with entry.starting:
             if entry.executor is None:
-                backend = opened(values, self._tools(), timeout_s, self._config)
+                backend = opened(values, self._tools(), timeout_s, self._config, self._served_tools)
                 entry.executor = await entry.stack.enter_async_context(backend)
             return entry.executor
 

@@ -26,11 +26,12 @@ from agentenv_tools.config import ToolExecutorConfig
 from agentenv_tools.executor import ToolExecutor
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Mapping, Sequence
     from pathlib import Path
 
     from agentenv.tasks.models import EnvironmentTable, User
     from agentenv.tasks.options import RunOptions
+    from agentenv_tools.base import Tool
     from agentenv_tools.registry import ToolRegistry
 
 LOG_FOLDERS = ("/logs/agent", "/logs/user-agent", "/logs/artifacts")
@@ -210,6 +211,7 @@ async def opened(
     registry: ToolRegistry,
     timeout_s: float,
     config: ToolExecutorConfig | None = None,
+    served_tools: Sequence[Tool[Any]] = (),
 ) -> AsyncIterator[ToolExecutor]:
     """A started backend with its executor; both are ended whatever happens.
 
@@ -225,7 +227,7 @@ async def opened(
     try:
         await _started(backend, timeout_s)
         config = config or ToolExecutorConfig(acquire_timeout_s=_ACQUIRE_S)
-        executor = ToolExecutor(backend, registry, config)
+        executor = ToolExecutor(backend, registry, config, served_tools=served_tools)
         await executor.start()
         yield executor
     finally:

@@ -98,10 +98,14 @@ class TaskRollout:
     async def run(self, trajectory_id: str) -> RolloutRecord:
         """Roll out. Raises `TaskUnsupportedError`, `BackendError` or `TaskError` when no sandbox could be had."""
         timeout_s = self.task.config.environment.build_timeout_sec
-        async with self.places.use(self.backend_values(), timeout_s) as executor:
-            return await self._run_in(executor, trajectory_id)
+        values = self.backend_values()
+        as_root = values.get("run_as_root", False)
+        async with self.places.use(values, timeout_s) as executor:
+            return await self._run_in(executor, trajectory_id, agent_is_root=as_root)
 
-    async def _run_in(self, executor: ToolExecutor, trajectory_id: str) -> RolloutRecord:
+    async def _run_in(
+        self, executor: ToolExecutor, trajectory_id: str, *, agent_is_root: bool
+    ) -> RolloutRecord:
         workbench = TaskWorkbench(executor, trajectory_id, tuple(executor.schemas()))
         sandbox = TaskSandbox(executor, trajectory_id)
         try:
@@ -110,7 +114,7 @@ class TaskRollout:
             await workbench.release()
             raise
         runs = [self._task_run(step, sandbox) for step in self.task.steps]
-        judge = Judge(self._open_verifier, workdir)
+        judge = Judge(self._open_verifier, workdir, agent_is_root=agent_is_root)
         return await rollout(
             Task(
                 instruction=instruction_of(runs[0]),

@@ -133,6 +133,7 @@ class TaskVerifier:
         """Fill the sandbox, and wait until it is healthy."""
         try:
             await prepare_sandbox(self._first)
+            await self._judge.look_before(self._first.sandbox)
         except (AgentEnvError, BackendError) as error:
             self._progress.failure = error
             raise

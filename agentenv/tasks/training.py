@@ -19,6 +19,7 @@ from agentenv.tasks.place_pool import PlacePool
 from agentenv.tasks.rolling import TaskRollout
 from agentenv_backends.base import Capabilities, PoolStats
 from agentenv_backends.errors import BackendError, CapabilityError
+from agentenv_tools.base import ExternalTool
 from agentenv_tools.registry import ToolRegistry
 
 if TYPE_CHECKING:
@@ -106,9 +107,13 @@ class TaskRuntime(EnvRuntime):
     def _started_places(self) -> PlacePool:
         if self._places is None:
             tools = (self.tools.get(name) for name in self.tools.names())
-            known = [tool for tool in tools if tool is not None]
+            # Each executor connects to the servers of external tools itself.
+            own = [tool for tool in tools if tool and not isinstance(tool, ExternalTool)]
             self._places = PlacePool(
-                partial(ToolRegistry, known), keep=self._places_kept, config=self._executor_config()
+                partial(ToolRegistry, own),
+                keep=self._places_kept,
+                config=self._executor_config(),
+                served_tools=self._served_tools,
             )
         return self._places
 

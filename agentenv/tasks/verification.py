@@ -2,7 +2,8 @@
 
 Nothing the agent left decides the reward: its processes are dead, /tests and /logs/verifier are made anew, the tests
 arrive only then, and their script runs with a fresh home and temporary folder and with none of the agent's variables.
-Not guaranteed in a shared sandbox: an agent that was root may have replaced the programs that the tests use.
+Not guaranteed in a shared sandbox: that the programs the tests use are the image's, after an agent that was root.
+Simple replacements are found (`integrity`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from agentenv.tasks.errors import (
     VerifierOutputParseError,
     VerifierTimeoutError,
 )
+from agentenv.tasks.integrity import changed, programs_of
 from agentenv.tasks.models import Artifact
 from agentenv.tasks.places import LOG_FOLDERS, RUNTIME, TESTS, VERIFIER_LOGS
 from agentenv.tasks.rules import MAIN_SERVICE
@@ -46,9 +48,18 @@ class Judge:
         self,
         open_verifier: Callable[[TaskRun], AsyncIterator[TaskSandbox]],
         workdir: str,
+        *,
+        agent_is_root: bool,
     ) -> None:
         self._open_verifier = asynccontextmanager(open_verifier)
         self._workdir = workdir
+        self._agent_is_root = agent_is_root
+        self._programs: dict[str, str] = {}
+
+    async def look_before(self, sandbox: TaskSandbox) -> None:
+        """Note what an agent could change. Call when the sandbox is ready for it. Raises `InfrastructureError`."""
+        if self._agent_is_root:
+            self._programs = await programs_of(sandbox)
 
     async def judge(self, run: TaskRun, *, last: bool) -> dict[str, float] | None:
         """The step's rewards; None where there is nothing to judge by. The agent's processes are dead by now.
@@ -65,6 +76,7 @@ class Judge:
         if not run.options.verify or not has_tests:
             return None
         if not separate:
+            await self._check_programs(run.sandbox)
             return await self._run_tests(run, run.sandbox, owns_tests=False)
         if last:
             await run.sandbox.release()
@@ -72,6 +84,16 @@ class Judge:
             await self._as_new_folders(sandbox)
             await put_back(collection.collected, sandbox)
             return await self._run_tests(run, sandbox, owns_tests=run.verifier_owns_tests)
+
+    async def _check_programs(self, sandbox: TaskSandbox) -> None:
+        if not self._agent_is_root:
+            return
+        found = changed(self._programs, await programs_of(sandbox))
+        if found:
+            raise VerifierOutputParseError(
+                f"the agent, which was root, changed programs that tests lean on ({', '.join(found)}): no reward is "
+                "taken from tests in such a sandbox; a separate verifier takes one"
+            )
 
     async def _run_hooks(self, run: TaskRun) -> None:
         for hook in run.step.verifier.collect:

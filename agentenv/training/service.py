@@ -113,6 +113,7 @@ def _trainer(
             steps=config.grpo.steps,
             checkpoint_every=config.grpo.checkpoint_every,
             final_rate=config.grpo.final_rate,
+            warmup_steps=config.grpo.warmup_steps,
             max_wait_s=config.grpo.max_wait_s,
         ),
         publish=policy.update_weights,

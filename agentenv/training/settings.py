@@ -23,6 +23,8 @@ class GrpoConfig(BaseModel):
     """Of AdamW, at the first step."""
     final_rate: float = Field(default=0.1, ge=0, le=1)
     """Share of the learning rate that is left at the last step; it falls along a line."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Steps in which the learning rate rises along a line to where it falls from."""
     passes: int = Field(default=1, ge=1)
     """Steps of the optimizer on each batch, all of it each time."""
     clip_low: float = Field(default=0.2, gt=0, lt=1)

@@ -75,6 +75,9 @@ class LoopSettings:
     """Steps between two checkpoints; the last step always makes one."""
     final_rate: float = 0.1
     """Share of the learning rate that is left at the last step; it falls along a line."""
+    warmup_steps: int = 0
+    """Steps in which the learning rate rises along a line to where it falls from: the optimizer knows the size of
+    gradients only after some of them."""
     poll_s: float = 0.2
     """Pause before a server without a batch is asked again."""
     max_wait_s: float = 600.0
@@ -176,7 +179,8 @@ class Trainer:
     def _rate(self) -> float:
         """Share of the learning rate for the next step."""
         done = self.step / max(1, self._settings.steps - 1)
-        return 1.0 - (1.0 - self._settings.final_rate) * done
+        warmth = min(1.0, (self.step + 1) / max(1, self._settings.warmup_steps))
+        return warmth * (1.0 - (1.0 - self._settings.final_rate) * done)
 
     async def _next_batch(self) -> HandedOut:
         async def ask() -> HandedOut:

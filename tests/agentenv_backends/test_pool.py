@@ -558,7 +558,7 @@ async def test_commands_can_be_scripted():
 
 
 @in_virtual_time
-async def test_a_hundred_thousand_acquires_cancelled_at_random_give_every_permit_back():
+async def test_twenty_thousand_acquires_cancelled_at_random_give_every_permit_back():
     chance = random.Random(10)
     async with fake_pool(slots=16, acquire_timeout_s=1e9) as pool:
 
@@ -569,13 +569,13 @@ async def test_a_hundred_thousand_acquires_cancelled_at_random_give_every_permit
             finally:
                 await pool.release(slot, reset_workspace=False)
 
-        for _ in range(2_000):
+        for _ in range(400):
             tasks = [asyncio.create_task(trajectory(n)) for n in range(50)]
             while running := [task for task in tasks if not task.done()]:
                 for task in chance.sample(running, k=min(len(running), chance.randrange(20))):
                     task.cancel()
                 await asyncio.sleep(chance.choice((0, 0, 0, 0.0005)))
-        slots = await asyncio.gather(*(pool.acquire(f"all{n}", timeout_s=5) for n in range(16)))
+        slots = await asyncio.gather(*(pool.acquire(f"all{n}", timeout_s=60) for n in range(16)))
         assert len({slot.slot_id for slot in slots}) == 16
         assert pool.stats().waiting == 0
 

@@ -64,8 +64,8 @@ SECTIONS: dict[str, Callable[[Effort], Awaitable[Section]]] = {
     "groups": section_groups.run,
     "docker": section_docker.run,
     "containers": section_containers.run,
-    "nomad": section_nomad.run,
     "modal": section_modal.run,
+    "nomad": section_nomad.run,
     "api": section_api.run,
     "sweeps": section_sweeps.run,
 }

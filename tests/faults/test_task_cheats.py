@@ -1,8 +1,9 @@
-"""Agents that cheat at task directories score 0: what they planted is gone before the tests arrive."""
+"""Agents that cheat at task directories score 0: what they planted is gone before the tests arrive, or is found."""
 
 from __future__ import annotations
 
 import asyncio
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,21 @@ from tests.faults.task_cheats import AGENTS, Cheat
 pytestmark = [pytest.mark.slow]
 _AT_ONCE = 4
 LOCAL = {"type": "local", "slots": _AT_ONCE, "disk_mb": 32, "tmp_mb": 16}
-DOCKER = {"type": "docker", "max_hosts": _AT_ONCE, "image": IMAGE, "pull": "never"}
+DOCKER = {
+    "type": "docker",
+    "max_hosts": _AT_ONCE,
+    "image": IMAGE,
+    "pull": "never",
+    "disk_mb": 16,
+}
+_NOT_ROOT = 'user = "nobody"'
 
 
 @pytest.fixture(
     params=[
         pytest.param(LOCAL, id="local", marks=pytest.mark.sandbox),
         pytest.param(DOCKER, id="docker", marks=pytest.mark.docker),
+        pytest.param(DOCKER | {"run_as_root": True}, id="docker-root", marks=pytest.mark.docker),
     ]
 )
 def backend(request: pytest.FixtureRequest) -> dict[str, Any]:
@@ -38,13 +47,17 @@ async def test_an_agent_that_cheats_at_a_task_directory_scores_nothing(
     tools = partial(build_registry, ["terminal", "terminal_stateful"])
     own = {key: value for key, value in backend.items() if key != "type"}
     options = RunOptions(backend={**own, "acquire_timeout_s": 600})
+    task = shutil.copytree(Path(BUNDLED) / "sum-script", tmp_path / "sum-script")
+    if backend.get("run_as_root"):
+        toml = task / "task.toml"
+        toml.write_text(toml.read_text().replace(_NOT_ROOT, 'user = "root"'))
     places, turn = PlacePool(tools), asyncio.Semaphore(_AT_ONCE)
 
     async def score(name: str) -> tuple[float, str | None]:
         agent = TaskAgent(name, Cheat(tuple(AGENTS[name])), tools=tools)
         async with turn:
             result = await run_task(
-                Path(BUNDLED) / "sum-script",
+                task,
                 agent=agent,
                 provider=backend["type"],
                 output_dir=tmp_path / name,

@@ -23,7 +23,7 @@ from agentenv_backends.errors import (
 from agentenv_backends.modal import owners
 from agentenv_backends.modal.creation import create_options, host_settings
 from agentenv_backends.modal.sandbox import Sandbox
-from agentenv_backends.modal.service import ModalError, Service
+from agentenv_backends.modal.service import ModalError, Service, tried
 
 if TYPE_CHECKING:
     from agentenv_backends.config import ModalConfig
@@ -71,11 +71,14 @@ class ModalProvider:
         config, service = self._config, self._service
         try:
             await service.open()
-            app = await service.find_app(config.app_name, config.environment_name)
+            where = config.environment_name
+            app = await tried(lambda: service.find_app(config.app_name, where))
             named = [
-                await service.find_secret(name, config.environment_name) for name in config.secrets
+                await tried(partial(service.find_secret, name, where)) for name in config.secrets
             ]
-            image = await service.provide_image(config.image, app, config.build_timeout_s)
+            image = await tried(
+                lambda: service.provide_image(config.image, app, config.build_timeout_s)
+            )
             self._ground = _Ground(app, image, tuple(named))
             host = await self.launch("trial")
         except (ModalError, HostStartError) as error:

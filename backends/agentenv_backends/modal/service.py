@@ -18,7 +18,7 @@ from agentenv_backends._aio import bounded
 from agentenv_backends.errors import EngineError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -28,6 +28,7 @@ CALL_S = 20.0
 CONNECT_S = 10.0
 LOOK_S = 3.0
 _CLOSE_S = 5.0
+_PAUSES_S = (0.2, 0.5, 1.0)
 _TRANSIENT = (
     theirs.ServiceError,
     theirs.InternalError,
@@ -80,11 +81,26 @@ def server_name() -> str:
     return f"Modal at {url} (MODAL_SERVER_URL)" if url else "Modal"
 
 
+async def tried(call: Callable[[], Awaitable[T]]) -> T:
+    """What `call()` gives, tried a few times while it fails in a way that may pass. For calls that may be repeated."""
+    for pause_s in _PAUSES_S:
+        try:
+            return await call()
+        except ModalError as error:
+            if not error.transient or isinstance(error.__cause__, TimeoutError):
+                raise
+            _log.debug("again in %g s: %s", pause_s, error)
+        await asyncio.sleep(pause_s)
+    return await call()
+
+
 class Service:
     """One connected client. `open` it first, `close` it at the end; both are idempotent."""
 
     def __init__(self) -> None:
         self._client: Any = None
+        self._is_ours = True
+        """Else it is the process's own, and others may use it."""
         self._opening: asyncio.Task[Any] | None = None
 
     @property
@@ -100,11 +116,25 @@ class Service:
         self._client = await asyncio.shield(self._opening)
 
     async def _connected(self) -> Any:
-        client = await self.call("open a client", _client(), CONNECT_S)
         try:
-            await self.call("answer", client.hello.aio(), CONNECT_S)
+            return await bounded(self._try_token(), CONNECT_S, "connecting")
+        except TimeoutError as error:
+            raise ModalError(
+                f"{server_name()} cannot be reached: no connection within {CONNECT_S:g} s; look at MODAL_SERVER_URL, "
+                "at proxies (HTTPS_PROXY, NO_PROXY) and at the network",
+                error,
+            ) from error
+        except ModalError:
+            raise
+        except Exception as error:
+            raise as_modal_error("open a session", error) from error
+
+    async def _try_token(self) -> Any:
+        client, self._is_ours = await _client()
+        try:
+            await tried(lambda: self.call("answer", client.hello.aio(), 2 * CONNECT_S))
         except BaseException:
-            await _closed(client)
+            await self._closed(client)
             raise
         return client
 
@@ -116,7 +146,15 @@ class Service:
         await asyncio.wait({opening}, timeout=_CLOSE_S)
         if opening.cancel() or opening.cancelled() or opening.exception() is not None:
             return
-        await _closed(opening.result())
+        await self._closed(opening.result())
+
+    async def _closed(self, client: Any) -> None:
+        if not self._is_ours:
+            return
+        try:
+            await bounded(client.close.aio(), _CLOSE_S, "closing Modal's client")
+        except (theirs.Error, OSError, TimeoutError) as error:
+            _log.debug("connections to Modal do not end: %s", error)
 
     async def call(self, what: str, call: Coroutine[Any, Any, T], timeout_s: float = CALL_S) -> T:
         """Await a call of the client for at most `timeout_s`. Raises `ModalError`."""
@@ -236,18 +274,11 @@ class Service:
 _TIMED_OUT, _KILLED = 124, 137
 
 
-async def _client() -> Any:
-    """A client of our own where there is a plain token, so that we may close it; else the one of the process."""
+async def _client() -> tuple[Any, bool]:
+    """A client of our own where there is a plain token, else the one of the process; and whether it is ours."""
     from modal.config import config  # noqa: PLC0415 - reads files when it is loaded
 
     token = config.get("token_id"), config.get("token_secret")
     if all(token):
-        return await modal.Client.from_credentials.aio(*token)
-    return await modal.Client.from_env.aio()
-
-
-async def _closed(client: Any) -> None:
-    try:
-        await bounded(client.close.aio(), _CLOSE_S, "closing Modal's client")
-    except (theirs.Error, OSError, TimeoutError) as error:
-        _log.debug("connections to Modal do not end: %s", error)
+        return await modal.Client.from_credentials.aio(*token), True
+    return await modal.Client.from_env.aio(), False

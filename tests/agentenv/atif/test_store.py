@@ -1,5 +1,8 @@
 import asyncio
+import os
 import sqlite3
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +15,8 @@ from agentenv.errors import RunDirectoryError
 from agentenv_tools.schema import ToolCall, ToolResult
 from tests.agentenv.atif.records import AGENT, PIXEL, record, step, two_step_record
 from tests.agentenv.cli.cli_env import CliEnv
+
+ROOT = Path(__file__).parents[3]
 
 
 async def written(folder: Path, *records: object) -> Trajectories:
@@ -158,3 +163,42 @@ async def test_a_rollout_that_is_withdrawn_leaves_one_too(tmp_path: Path):
     (entry,) = Trajectories(tmp_path).summaries()
     assert entry.outcome == "cancelled"
     assert Trajectories(tmp_path).read(entry.trajectory_id).steps[0].source == "user"
+
+
+WRITER = """
+import asyncio
+from pathlib import Path
+from agentenv.atif.store import TRAJECTORIES_FILE, TrajectoryLog
+from tests.agentenv.atif.records import AGENT, two_step_record
+
+async def write():
+    log = TrajectoryLog(Path(TRAJECTORIES_FILE), AGENT)
+    for number in range(40):
+        log.add(two_step_record(trajectory_id=f"t-{number}"), "Do it.")
+    while log.written < 40:
+        await asyncio.sleep(0.01)
+    print("written", flush=True)
+    await asyncio.sleep(3600)
+
+asyncio.run(write())
+"""
+
+
+@pytest.mark.slow
+def test_what_was_written_outlives_a_killed_run(tmp_path: Path):
+    path = os.pathsep.join(str(ROOT / part) for part in ("", "backends", "tools", "environments"))
+    writer = subprocess.Popen(
+        [sys.executable, "-c", WRITER],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    with writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "written\n"
+        writer.kill()
+    stored = Trajectories(tmp_path)
+    names = [entry.trajectory_id for entry in stored.summaries()]
+    assert names == [f"t-{number}" for number in range(40)]
+    assert all(stored.read(name).trajectory_id == name for name in names)

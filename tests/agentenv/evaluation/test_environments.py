@@ -73,6 +73,10 @@ def test_what_cannot_be_used_is_refused_before_anything_starts(tmp_path, capsys)
     unknown = {"echo": {"environment": f"{HERE}:SweptEnv", "count": 2, "env": {"rihgt": "x"}}}
     assert run(write(tmp_path, tasks=unknown), "--run-dir", directory) == 2
     assert "env.rihgt" in capsys.readouterr().err.replace("\n", "")
+    late = {"fake": {}, "late": {"openai": {"server_typo": "vllm"}}}
+    assert run(write(tmp_path, models=late), "--run-dir", directory) == 2
+    assert "models.late" in capsys.readouterr().err.replace("\n", "")
+    assert not Path(directory).exists()
     (tmp_path / "env.yaml").write_text(f"environment: {HERE}:SweptEnv")
     assert run(str(tmp_path / "env.yaml")) == 2
     assert "is for sweeps" in capsys.readouterr().err
@@ -113,6 +117,19 @@ def test_verifiers_that_need_the_workspace_keep_their_scores_and_say_so(tmp_path
     shown = " ".join(capsys.readouterr().out.split())
     assert "kept as they were: 18" in shown
     assert "18 x verification calls 'terminal' in the workspace, which is gone" in shown
+
+
+def test_the_report_of_a_sweep_is_written_again(tmp_path, capsys):
+    run(write(tmp_path), "--run-dir", str(tmp_path / "run"))
+    assert main(["report", str(tmp_path / "run")]) == 0
+    assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
+    assert main(["report", str(tmp_path), "--serve"]) == 1
+    assert "holds no sweep" in capsys.readouterr().err
+
+
+def test_help_of_a_sweep_is_shown(tmp_path, capsys):
+    assert main(["evaluate", write(tmp_path), "--help"]) == 0
+    assert "Exit status of a sweep" in capsys.readouterr().out
 
 
 def test_compare_and_export(tmp_path, capsys):

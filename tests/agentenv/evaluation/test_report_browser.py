@@ -142,8 +142,8 @@ async def test_tasks_are_sorted_filtered_and_stepped_through(tmp_path):
         assert await page.value("document.querySelectorAll('tr.task').length") == 200
         heads = "[...document.querySelectorAll('table.grid th button')]"
         await page.value(f"{heads}.find((node) => node.innerText === 'b').click()")
-        first = "document.querySelector('tr.task').innerText"
-        await page.until(f"{first}.startsWith('7')")
+        first = "document.querySelector('tr.task')?.innerText"
+        await page.until(f"{first}?.startsWith('7')")
         await page.value(
             "document.querySelector('select[aria-label=Filter]').value = 'Models differ'"
         )
@@ -152,9 +152,9 @@ async def test_tasks_are_sorted_filtered_and_stepped_through(tmp_path):
         )
         await page.until(f"{VISIBLE}.includes('45 of 450 tasks')")
         await page.value("document.querySelector('tr.task').click()")
-        await page.until("document.querySelector('h2').innerText === '7'")
+        await page.until("document.querySelector('h2')?.innerText === '7'")
         await page.value("document.dispatchEvent(new KeyboardEvent('keydown', {key: 'j'}))")
-        await page.until("document.querySelector('h2').innerText === '17'")
+        await page.until("document.querySelector('h2')?.innerText === '17'")
         await page.value("document.dispatchEvent(new KeyboardEvent('keydown', {key: 'l'}))")
         await page.until("location.hash === '#17/1/Steps'")
         await page.value("document.dispatchEvent(new KeyboardEvent('keydown', {key: 'Escape'}))")

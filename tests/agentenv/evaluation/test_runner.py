@@ -196,7 +196,9 @@ async def test_a_token_budget_ends_it_when_it_is_spent(tmp_path):
 
 
 async def test_a_cost_budget_ends_it_when_it_is_spent(tmp_path):
-    sweep = await sweep_into(tmp_path, config(budget={"cost_usd": 0.5}), price=0.1)
+    models = {"a": {"price": {"input": 1.0}}, "b": {"price": {"input": 1.0}}}
+    made = config(budget={"cost_usd": 0.5}, models=models)
+    sweep = await sweep_into(tmp_path, made, price=0.1)
     assert sweep.counts.stopped == "budget.cost_usd=0.5 is spent"
     assert sweep.counts.cost_usd == pytest.approx(0.1 * len(results(tmp_path)))
 

@@ -137,7 +137,6 @@ async def test_a_reply_that_tells_no_usage_has_none(protocol: str):
         Fault.UNAVAILABLE,
         Fault.RESET,
         Fault.BROKEN_JSON,
-        Fault.NO_TOKENS,
     ],
 )
 async def test_what_may_pass_is_asked_again(protocol: str, fault: Fault):
@@ -146,6 +145,15 @@ async def test_what_may_pass_is_asked_again(protocol: str, fault: Fault):
         said = await policy.chat_with_tools(HELLO, (), PARAMS, trajectory_id="t")
     assert said.text == "Hi."
     assert len(providers.requests) == 3, "no client of a provider may retry besides"
+
+
+@EVERYONE
+async def test_an_empty_reply_is_asked_for_once_more_and_then_taken(protocol: str):
+    providers = FakeProviders(["Hi."], faults=FaultPlan([Fault.NO_TOKENS, Fault.NO_TOKENS]))
+    async with served(protocol, providers) as policy:
+        said = await policy.chat_with_tools(HELLO, (), PARAMS, trajectory_id="t")
+    assert (said.text, said.finish_reason) == ("", "stop")
+    assert len(providers.requests) == 2
 
 
 @EVERYONE

@@ -166,7 +166,7 @@ def test_rendering_ends_in_time_and_says_so():
 
 def test_screens_that_take_too_much_room_end_the_replay_and_it_says_so():
     full = [f"\x1b[H{chr(97 + number % 26) * 8_000}" for number in range(400)]
-    result = render(recorded(*full, width=200, height=40))
+    result = render(recorded(*full, width=200, height=40), max_seconds=600)
     assert len(json.dumps(result.frames)) < 1.2 * replay.MAX_FRAME_CHARS + 50_000
     assert result.notes == ["It ends here: its screens take more room than one terminal may have."]
 

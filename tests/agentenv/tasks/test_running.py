@@ -1,13 +1,21 @@
 """Runs of small tasks in real local sandboxes: what is scored, what is refused, what is left on disk."""
 
+from __future__ import annotations
+
 import asyncio
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
+from agentenv.errors import ContextLengthError, PolicyRequestError, PolicyTimeoutError
+from agentenv.harness import AgentClock
+from agentenv.session import Session
+from agentenv.task import Task
 from agentenv.tasks import (
     FailureCause,
+    PlacePool,
     RunOptions,
     TaskAgent,
     TaskResult,
@@ -17,7 +25,13 @@ from agentenv.tasks import (
 )
 from agentenv.tasks.agents import NopHarness
 from agentenv.tasks.results import StepResult
+from agentenv.types import AgentResult
+from agentenv_backends.errors import HostLostError
+from agentenv_tools import build_registry
 from tests.agentenv.tasks.task_dirs import CHECKING, LOCAL, SOLVING, write_task
+
+if TYPE_CHECKING:
+    from agentenv.task import ExecTool
 
 pytestmark = [pytest.mark.sandbox, pytest.mark.slow]
 
@@ -70,8 +84,9 @@ async def test_the_oracle_solves_a_task_and_everything_is_left_in_one_folder(tmp
     assert folder.name.startswith("answer_")
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     assert files == {
-        "config.json", "result.json", "trial.log", "agent/oracle.txt", "agent/own.log", "verifier/reward.txt",
-        "verifier/sub/y", "verifier/test-stdout.txt", "artifacts/manifest.json", "artifacts/logs/artifacts/a.txt",
+        "config.json", "result.json", "trial.log", "agent/oracle.txt", "agent/own.log", "agent/trajectory.json",
+        "verifier/reward.txt", "verifier/sub/y", "verifier/test-stdout.txt", "artifacts/manifest.json",
+        "artifacts/logs/artifacts/a.txt",
     }  # fmt: skip
     assert (folder / "agent/oracle.txt").read_text() == "said\n"
     assert (folder / "verifier/test-stdout.txt").read_text() == "seen\n"
@@ -160,6 +175,45 @@ async def test_an_agent_whose_time_ran_out_is_judged_all_the_same(tmp_path):
         FailureCause.AGENT_EXHAUSTED_BUDGET,
         True,
     )
+
+
+class Raising:
+    """An agent whose surroundings fail. Implements `Harness`."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    async def run(
+        self, task: Task, session: Session, exec_tool: ExecTool, clock: AgentClock
+    ) -> AgentResult:
+        raise self.error
+
+
+async def test_whatever_fails_around_an_agent_is_told_apart_and_raises_nothing(tmp_path):
+    failures: dict[Exception, tuple[str, bool, bool]] = {
+        HostLostError("gone"): ("sandbox_failed", True, False),
+        PolicyTimeoutError("no reply"): ("model_provider_failed", True, True),
+        PolicyRequestError("refused"): ("model_provider_failed", False, True),
+        ContextLengthError("too long"): ("agent_exhausted_budget", False, True),
+        ValueError("a bug"): ("unclassified", True, True),
+    }
+    task = write_task(tmp_path / "t", LOCAL)
+    places = PlacePool(build_registry)
+    try:
+        for error, expected in failures.items():
+            result = await run_task(
+                task,
+                agent=TaskAgent("raising", Raising(error)),
+                provider="local",
+                output_dir=tmp_path / "out",
+                places=places,
+            )
+            assert exception_of(result) == type(error).__name__
+            assert (result.failure_cause, result.should_retry, result.counts) == expected
+            assert (result.reward, result.reward_valid) == (0.0, False)
+            assert str(error) in told(result)
+    finally:
+        await places.close()
 
 
 async def test_an_agent_whose_program_failed_is_judged_all_the_same(tmp_path):

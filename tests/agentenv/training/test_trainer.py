@@ -219,6 +219,15 @@ async def test_the_learning_rate_falls_along_a_line_to_what_is_asked_for(tmp_pat
     assert rates == pytest.approx([1.0, 0.75, 0.5])
 
 
+async def test_the_learning_rate_rises_along_a_line_before_it_falls(tmp_path):
+    settings = {"final_rate": 0.0, "warmup_steps": 2}
+    run = Run(tmp_path, LeasingServer(batches(5)), steps=5, settings=settings)
+    await run.train()
+
+    _, *rates = run.rates
+    assert rates == pytest.approx([0.5 * 1.0, 0.75, 0.5, 0.25, 0.0])
+
+
 async def test_rows_without_an_advantage_count_in_the_average_of_a_step():
     rows, idle = group_rows(two_rows()), group_rows(two_rows(scores=[1.0, 1.0]))
 

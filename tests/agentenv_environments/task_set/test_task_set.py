@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from agentenv import ConfigError
+from agentenv import ConfigError, Tool, tool
 from agentenv.config import AgentEnvConfig
 from agentenv.rollout import RolloutRecord
 from agentenv.tasks import (
@@ -110,13 +111,21 @@ def solve_by_seed(request: FakeRequest) -> str:
     return f"<tool_call>\n{call}\n</tool_call>"
 
 
-def environment(backend: dict[str, Any], **settings: Any) -> tuple[TaskSet, list[RolloutRecord]]:
+def environment(
+    backend: dict[str, Any],
+    env_class: type[TaskSet] = TaskSet,
+    script: Callable[[FakeRequest], str] = solve_by_seed,
+    **settings: Any,
+) -> tuple[TaskSet, list[RolloutRecord]]:
     """The environment over a scripted policy, and the records it makes."""
     config, servers = TaskSet.config_init()
     changes = {"backend": parse_backend_config(backend), "max_token_length": 4000, **settings}
-    env = TaskSet(config.model_copy(update=changes), servers)
-    policy = FakePolicy(solve_by_seed, tokenizer=TOKENIZER, end_ids=END_IDS)
-    env.runtime = env.task_runtime(policy=policy, renderer=load_renderer(TOKENIZER, "qwen3"))
+    env = env_class(config.model_copy(update=changes), servers)
+    env.runtime = env.task_runtime(
+        policy=FakePolicy(script, tokenizer=TOKENIZER, end_ids=END_IDS),
+        renderer=load_renderer(TOKENIZER, "qwen3"),
+        served_tools=env.build_server_tools(),
+    )
     records: list[RolloutRecord] = []
     env.runtime.on_rollout = records.append
     return env, records
@@ -143,6 +152,39 @@ async def test_groups_are_collected_from_tasks_that_each_want_another_sandbox(
         assert (record.reward == 0.0) is not solved
         seen[record.score_metadata["task"]].add(record.reward)
     assert any(len(rewards) > 1 for rewards in seen.values())
+
+
+@tool
+async def oracle(question: str) -> str:
+    """Ask the oracle."""
+    return f"nobody knows {question}"
+
+
+class AskingTaskSet(TaskSet):
+    """Whose agents have a tool outside of their sandboxes."""
+
+    def build_server_tools(self) -> Sequence[Tool[Any]]:
+        return (oracle,)
+
+
+def ask_the_oracle(request: FakeRequest) -> str:
+    call = json.dumps({"name": "oracle", "arguments": {"question": "why"}})
+    return "Done." if request.turn else f"<tool_call>\n{call}\n</tool_call>"
+
+
+@pytest.mark.sandbox
+async def test_tools_outside_of_the_sandbox_are_there_for_every_task() -> None:
+    env, records = environment(
+        {"type": "local"}, AskingTaskSet, ask_the_oracle, group_size=1, tool_server_url="inprocess"
+    )
+    await env.setup()
+    try:
+        for _ in range(2):
+            await env.collect_trajectories(await env.get_next_item())
+    finally:
+        await env.shutdown()
+    results = [step.tool_results for record in records for step in record.result.steps]  # type: ignore[union-attr]
+    assert [result[0].output for result in results if result] == ["nobody knows why"] * len(records)
 
 
 @pytest.mark.sandbox

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import signal
+from collections.abc import Mapping
 
 PIECE = 256 << 10
 UNREAD = 4 << 20
@@ -70,11 +71,13 @@ class Command:
         self.watching = asyncio.create_task(self._watch(timeout_s))
 
     @classmethod
-    async def start(cls, argv: list[str], timeout_s: float = 0.0) -> "Command":
+    async def start(
+        cls, argv: list[str], environment: Mapping[str, str], timeout_s: float = 0.0
+    ) -> "Command":
         """`timeout_s` 0: it may run as long as it likes."""
         pipe = asyncio.subprocess.PIPE
         process = await asyncio.create_subprocess_exec(
-            *argv, stdin=pipe, stdout=pipe, stderr=pipe, env={}, start_new_session=True
+            *argv, stdin=pipe, stdout=pipe, stderr=pipe, env=environment, start_new_session=True
         )
         return cls(process, timeout_s)
 

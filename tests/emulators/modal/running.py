@@ -1,6 +1,5 @@
 """The emulated server as tests use it: a process of its own, which can be told to fail, killed, and started again."""
 
-import contextlib
 import json
 import os
 import secrets
@@ -11,6 +10,8 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import Any, Self
+
+from tests.emulators.modal.leftovers import kill_processes_of, processes_of
 
 ROOT = Path(__file__).parents[3]
 _PATIENCE_S = 60.0
@@ -62,6 +63,7 @@ class EmulatedModal:
         assert self._process is not None
         self._process.kill()
         self._end(self._process)
+        kill_processes_of(self.folder)
         for left in self.folder.glob("sb-*"):
             shutil.rmtree(left, ignore_errors=True)
 
@@ -100,15 +102,7 @@ class EmulatedModal:
 
     def processes(self) -> list[int]:
         """Of this machine, those that run in a sandbox."""
-        found = []
-        for path in Path("/proc").glob("[0-9]*/cmdline"):
-            with contextlib.suppress(OSError):
-                words = path.read_bytes().split(b"\0")
-                if words[0] == b"bwrap" and any(
-                    word.startswith(os.fsencode(self.folder)) for word in words
-                ):
-                    found.append(int(path.parent.name))
-        return found
+        return processes_of(self.folder)
 
     def _hear(self) -> Any:
         assert self._process is not None

@@ -15,9 +15,11 @@ from pathlib import Path
 
 from modal_proto import api_pb2
 
+from tests.emulators.modal.leftovers import kill_processes_of
 from tests.emulators.modal.process import Command
 
 FS_TOOLS = Path(__file__).with_name("fs_tools.py")
+BWRAP = shutil.which("bwrap") or "bwrap"
 DEFAULT_LIFETIME_S = 300
 BARE = "/bare"
 """Where an image without Python has its programs."""
@@ -106,6 +108,7 @@ class Sandbox:
             command.watching.cancel()
             for output in command.outputs.values():
                 await output.end()
+        kill_processes_of(self.folder)
         await asyncio.to_thread(shutil.rmtree, self.folder, ignore_errors=True)
 
     async def _follow_main(self, main: Command) -> None:
@@ -132,8 +135,8 @@ class Sandbox:
         variables = {"PATH": path, "HOME": "/root", **self.environment, **environment}
         confined = _confined(self.folder, self._has_network)
         place = ["--chdir", workdir or self.definition.workdir or "/root"]
-        settings = [word for name, value in variables.items() for word in ("--setenv", name, value)]
-        return await Command.start([*confined, *place, *settings, "--", *arguments], timeout_s)
+        argv = [*confined, *place, "--", *arguments]
+        return await Command.start(argv, variables, timeout_s)
 
     @property
     def _has_network(self) -> bool:
@@ -147,9 +150,9 @@ class Sandbox:
 
 
 def _confined(folder: Path, network: bool) -> list[str]:
-    argv = ["bwrap", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
+    argv = [BWRAP, "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
     argv += [] if network else ["--unshare-net"]
-    argv += ["--die-with-parent", "--new-session", "--clearenv", "--bind", str(folder), "/"]
+    argv += ["--die-with-parent", "--new-session", "--bind", str(folder), "/"]
     argv += ["--ro-bind", "/usr", "/usr", "--ro-bind", "/etc", "/etc", "--dev", "/dev"]
     argv += ["--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys"]
     argv += ["--ro-bind", str(FS_TOOLS), "/__modal/.bin/modal-sandbox-fs-tools"]

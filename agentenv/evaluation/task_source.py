@@ -1,0 +1,206 @@
+"""Samples of task directories: each in the sandbox its task asks for, judged by the task's own tests."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from agentenv.errors import ConfigError, SweepError
+from agentenv.evaluation.rescoring import WorkspaceGoneError
+from agentenv.evaluation.schema import TaskEntry
+from agentenv.evaluation.sources import SampleResult, priced, unstarted
+from agentenv.harness import ToolLoop
+from agentenv.rollout import finish
+from agentenv.session import ChatSession
+from agentenv.tasks import (
+    PlacePool,
+    RunOptions,
+    TaskAgent,
+    discover_tasks,
+    load_task,
+    nop_agent,
+    oracle_agent,
+    run_task,
+)
+from agentenv.types import AgentConfig, Usage
+from agentenv_tools.toolsets import build_registry
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from agentenv.evaluation.spec import AgentSettings, Price, TaskSetConfig
+    from agentenv.policy.base import PolicyClient
+    from agentenv.run.record import TrajectoryRecord
+    from agentenv.session import Session
+    from agentenv.task import Verdict
+    from agentenv.tasks import SessionRequest, TaskDirectory
+    from agentenv.tasks.results import TaskResult
+
+_TESTS_SAID = "verifier/test-stdout.txt"
+_MAX_SAID_CHARS = 200_000
+_PREVIEW_CHARS = 240
+_LET_GO_S = 0.5
+"""How long cancelled runs may take to give their sandboxes back before those are ended under them."""
+
+
+class TaskDirectorySource:
+    """Task directories below a folder. What the tests printed is kept with the trajectory; a run's other outputs are
+    not.
+
+    A task that its sandboxes cannot run is lost to infrastructure, with the reason, and counts in no score.
+    """
+
+    def __init__(
+        self,
+        tasks: TaskSetConfig,
+        agent: TaskAgent,
+        *,
+        policy: PolicyClient | None = None,
+        price: Price | None = None,
+        concurrency: int = 1,
+    ) -> None:
+        """`policy`, where the agent has one, is started and closed with the source."""
+        self._config = tasks
+        self._agent = agent
+        self._policy = policy
+        self._price = price
+        self._concurrency = concurrency
+        self._tasks: dict[str, TaskDirectory] = {}
+        self._places = PlacePool(agent.tools)
+        self._options = RunOptions(
+            accept_host_image=tasks.accept_host_image, backend=dict(tasks.backend)
+        )
+
+    async def open(self, *, only_judge: bool = False) -> list[TaskEntry]:
+        """Load the tasks, and connect to the policy."""
+        await asyncio.to_thread(self._load)
+        if self._policy is not None and not only_judge:
+            await self._policy.start()
+            self._policy.raise_concurrency(self._concurrency)
+        return [TaskEntry(name, _preview(task)) for name, task in self._tasks.items()]
+
+    async def run(self, task: str, *, seed: int | None, trajectory_id: str) -> SampleResult:
+        """One run of a task; its folder is gone afterwards."""
+        folder = await asyncio.to_thread(tempfile.TemporaryDirectory, prefix="agentenv-sample-")
+        try:
+            result = await run_task(
+                self._tasks[task],
+                agent=self._agent,
+                provider=self._config.provider,
+                output_dir=folder.name,
+                options=replace(self._options, seed=seed),
+                places=self._places,
+            )
+            said = await asyncio.to_thread(_tests_said, result.output_dir)
+        finally:
+            await finish(asyncio.to_thread(folder.cleanup))
+        return self._sample(result, trajectory_id, said)
+
+    async def judge(self, task: str, record: TrajectoryRecord) -> Verdict:
+        """Tests of a task directory need its sandbox."""
+        raise WorkspaceGoneError(
+            "the tests of a task directory need its sandbox, which is gone: only what judges from the record can be "
+            "scored again"
+        )
+
+    async def cancel(self, work: Collection[asyncio.Task[Any]]) -> None:
+        """Cancel runs; sandboxes that do not come back are ended under them."""
+        for task in work:
+            task.cancel()
+        if work:
+            _, left = await asyncio.wait(work, timeout=_LET_GO_S)
+            if left:
+                await self._places.close()
+                await asyncio.wait(left, timeout=_LET_GO_S)
+
+    async def close(self) -> None:
+        """End the sandboxes, and let go of the policy."""
+        try:
+            await finish(self._places.close())
+        finally:
+            if self._policy is not None:
+                await finish(self._policy.close())
+
+    def _load(self) -> None:
+        root = Path(str(self._config.directory))
+        paths = discover_tasks(root, self._config.pattern)[: self._config.count]
+        wanted = self._config.count or 1
+        if len(paths) < wanted:
+            raise SweepError(
+                f"{root} has {len(paths)} task directories that match {self._config.pattern!r}, not {wanted}"
+            )
+        for path in paths:
+            task = load_task(path)
+            self._tasks[_relative(path, root)] = task
+
+    def _sample(self, result: TaskResult, trajectory_id: str, said: dict[str, str]) -> SampleResult:
+        record = result.record
+        if record is None:
+            return SampleResult(unstarted(trajectory_id, result.error or "the run never began"))
+        record = replace(record, score_metadata={**record.score_metadata, **said})
+        usage = record.result.usage if record.result is not None else Usage()
+        verdict = result.verifier_result
+        rewards = (verdict.rewards if verdict is not None else None) or {}
+        return SampleResult(
+            replace(record, trajectory_id=trajectory_id),
+            priced(usage, self._price),
+            rewards if len(rewards) > 1 else {},
+        )
+
+
+def model_agent(policy: PolicyClient, settings: AgentSettings, name: str) -> TaskAgent:
+    """A model that calls tools in a loop. Raises `ConfigError` for a policy that samples from tokens alone."""
+    if policy.returns_tokens:
+        raise ConfigError(
+            "task directories are run by chat models here (`chat:`, or `openai:` with server_type openai); for a "
+            "policy with tokens use environment: task_set, whose `env.tasks_dir` is the folder"
+        )
+
+    def open_session(request: SessionRequest) -> Session:
+        return ChatSession(
+            policy,
+            request.schemas,
+            trajectory_id=request.trajectory_id,
+            seed=request.seed,
+            token_budget=settings.max_tokens,
+        )
+
+    return TaskAgent(
+        "agentenv",
+        ToolLoop(turn_timeout_s=settings.turn_timeout_s),
+        open_session,
+        config=AgentConfig(
+            temperature=settings.temperature,
+            max_tokens=settings.max_tokens,
+            max_steps=settings.max_steps,
+            system_prompt=settings.system_prompt,
+        ),
+        tools=lambda: build_registry(settings.toolsets),
+        model=name,
+    )
+
+
+MODELLESS = {"oracle": oracle_agent, "nop": nop_agent}
+"""Agents that need no model: one runs a task's own solution, one does nothing."""
+
+
+def _tests_said(folder: Path) -> dict[str, str]:
+    """What the tests printed, those of each step by its folder; of more than is shown, the end."""
+    found = {}
+    for file in sorted(folder.glob(f"**/{_TESTS_SAID}")):
+        name = (file.parent.parent / file.name).relative_to(folder).as_posix()
+        with suppress(OSError):
+            found[name] = file.read_text("utf-8", "replace")[-_MAX_SAID_CHARS:]
+    return found
+
+
+def _preview(task: TaskDirectory) -> str:
+    return " ".join(task.steps[0].instruction.split())[:_PREVIEW_CHARS]
+
+
+def _relative(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix() if path != root else path.name
