@@ -80,9 +80,11 @@ async def _sweeps_in_sandboxes(
         kind.name: await _sweep(kind, folder / f"{kind.name}-sandbox", count, "local")
         for kind in kinds
     }
-    note = f"{count:,} samples, one command each; theirs runs it without isolation"
-    rows = [_row(f"{name}, local sandbox", figures, note) for name, figures in found.items()]
-    return rows, _ratios("local sandbox", found)
+    note = f"{count:,} samples, one command each; nothing is kept apart"
+    rows = [_row(f"{name}, local", figures, note) for name, figures in found.items()]
+    isolated = await _sweep(_OURS, folder / "isolated", count, "isolated")
+    note = f"{count:,} samples, each in a sandbox that is reset after it"
+    return [*rows, _row("ours, isolated", isolated, note)], _ratios("local", found)
 
 
 async def _reading(

@@ -1,6 +1,6 @@
 """A sweep over trivial samples in a process of its own, and reading it: what `peer_inspect` does, done here.
 
-    python -m tests.benchmarks.sweep_load sweep FOLDER SAMPLES CONCURRENCY [local]
+    python -m tests.benchmarks.sweep_load sweep FOLDER SAMPLES CONCURRENCY [isolated | local]
     python -m tests.benchmarks.sweep_load write FOLDER SAMPLES
     python -m tests.benchmarks.sweep_load read FOLDER
 
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from agentenv.policy.base import ChatCompletion, Completion, SamplingParams
     from agentenv.task import ExecTool
     from agentenv.types import Item
+    from agentenv_backends.base import Backend
 
 _AT_ONCE = 5_000
 
@@ -104,14 +105,23 @@ class _Numbers(AgentEnv[AgentEnvConfig]):
         return float(final_response == "right")
 
 
-def _environment(slots: int, in_sandbox: bool) -> _Numbers:
+def _environment(slots: int, sandbox: str | None) -> _Numbers:
     config = AgentEnvConfig(enabled_toolsets=["terminal"])
     servers = [APIServerConfig(base_url="http://127.0.0.1:9/v1")]
     env = _Numbers(config, servers)
-    backend = LocalConfig(slots=slots).build() if in_sandbox else NullBackend()
+    backend = _backend(slots, sandbox)
     env.runtime = EnvRuntime(config, servers, env.tools, backend=backend, policy=_Answers())
-    env.in_sandbox = in_sandbox
+    env.in_sandbox = sandbox is not None
     return env
+
+
+def _backend(slots: int, sandbox: str | None) -> Backend:
+    """`local` is what the peer calls so: a folder and processes, nothing kept apart."""
+    if sandbox is None:
+        return NullBackend()
+    if sandbox == "local":
+        return LocalConfig(slots=slots, isolation="none", allow_network=True).build()
+    return LocalConfig(slots=slots).build()
 
 
 def _config(samples: int, concurrency: int) -> SweepConfig:
@@ -123,7 +133,9 @@ def _config(samples: int, concurrency: int) -> SweepConfig:
     return SweepConfig.model_validate(values)
 
 
-async def sweep(folder: Path, samples: int, concurrency: int, in_sandbox: bool) -> dict[str, Any]:
+async def sweep(
+    folder: Path, samples: int, concurrency: int, sandbox: str | None
+) -> dict[str, Any]:
     """Everything real but the policy, and the backend where there is no sandbox."""
     config = _config(samples, concurrency)
     began = time.perf_counter()
@@ -131,7 +143,7 @@ async def sweep(folder: Path, samples: int, concurrency: int, in_sandbox: bool) 
 
     def source(config: SweepConfig, arm: object) -> EnvironmentSource:
         return EnvironmentSource(
-            lambda: _environment(concurrency, in_sandbox), count=samples, concurrency=concurrency
+            lambda: _environment(concurrency, sandbox), count=samples, concurrency=concurrency
         )
 
     running = Sweep(config, store, source=source)
@@ -199,7 +211,8 @@ def main(words: list[str]) -> dict[str, Any]:
     order, folder, *rest = words
     if order == "sweep":
         samples, concurrency, *sandbox = rest
-        return asyncio.run(sweep(Path(folder), int(samples), int(concurrency), bool(sandbox)))
+        chosen = next(iter(sandbox), None)
+        return asyncio.run(sweep(Path(folder), int(samples), int(concurrency), chosen))
     if order == "write":
         return asyncio.run(write(Path(folder), int(rest[0])))
     return read(Path(folder))
