@@ -39,7 +39,7 @@ $(STAMP): pyproject.toml
 	$(BASE_PYTHON) -m venv $(VENV)
 	$(PYTHON) -m pip install --quiet --upgrade "pip>=25.1"
 	$(PYTHON) -m pip install --quiet torch==2.13.0 || $(PYTHON) -m pip install --quiet torch
-	$(PYTHON) -m pip install --quiet --group dev -e '.[docker,math,mcp,modal,models,parquet,torch,trl]'
+	$(PYTHON) -m pip install --quiet --group dev -e '.[docker,math,mcp,modal,models,parquet,swe,torch,trl]'
 	@touch $(STAMP)
 
 clean:

@@ -27,9 +27,11 @@ def call(tool: str, **arguments: Any) -> str:
 
 @asynccontextmanager
 async def scripted(
-    kind: type[EnvT], script: Mapping[str, Sequence[str]], **settings: Any
+    kind: type[EnvT], script: Mapping[str, Sequence[str]], always: str = "", **settings: Any
 ) -> AsyncIterator[EnvT]:
-    """The environment, set up in local sandboxes; trajectory `id` writes `script[id]`, one reply per turn."""
+    """The environment, set up in local sandboxes; trajectory `id` writes `script[id]`, one reply per turn;
+    `always` is what every trajectory says instead.
+    """
     config, given = kind.config_init()
     servers = resolve_servers(given)
     local = {"backend": parse_backend_config({"type": "local", "slots": 4})}
@@ -37,7 +39,7 @@ async def scripted(
     config = type(config).model_validate(config.model_dump() | changes)
     env = kind(config, servers)
     policy = FakePolicy(
-        lambda request: script[request.trajectory_id][request.turn],
+        lambda request: always or script[request.trajectory_id][request.turn],
         tokenizer=TOKENIZER,
         end_ids=END_IDS,
     )
