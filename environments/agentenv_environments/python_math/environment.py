@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from dataclasses import asdict
 from pathlib import Path  # noqa: TC003 - pydantic reads it
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from agentenv import AgentEnv, AgentEnvConfig, APIServerConfig, ConfigError
+from agentenv import AgentEnv, AgentEnvConfig, APIServerConfig
+from agentenv_environments._json_lines import read_json_lines
 from agentenv_environments.python_math.answers import answer_in, is_unevaluated, number_in
 from agentenv_environments.python_math.arithmetic import Question, Split, make_question
 from agentenv_environments.python_math.comparing import AnswerComparer
@@ -133,27 +133,17 @@ class _Row(BaseModel):
     answer: str = Field(min_length=1, max_length=1000)
     id: str | None = None
 
+    @field_validator("answer")
+    @classmethod
+    def _finite(cls, value: str) -> str:
+        if value.strip().lower().lstrip("+-") in ("nan", "inf", "infinity"):
+            raise ValueError(f"{value!r} is no number")
+        return value
+
 
 def _read(path: Path) -> list[Question]:
-    """The questions of a file; every line that is none is told at once."""
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"env.questions = {path}: {error}") from error
-    questions: list[Question] = []
-    problems: list[str] = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = _Row.model_validate(json.loads(line))
-        except (ValueError, RecursionError, ValidationError) as error:
-            problems.append(f"{path}:{number}: {' '.join(str(error).split())[:200]}")
-            continue
-        if row.answer.strip().lower() in ("nan", "inf", "-inf", "infinity", "-infinity"):
-            problems.append(f"{path}:{number}: answer {row.answer!r} is no number")
-            continue
-        questions.append(Question(row.id or f"{path.stem}-{number}", row.question, row.answer))
-    if problems or not questions:
-        raise ConfigError("\n".join(problems[:20]) or f"env.questions = {path}: it has no question")
-    return questions
+    rows = read_json_lines(path, "env.questions", _Row)
+    return [
+        Question(row.id or f"{path.stem}-{number}", row.question, row.answer)
+        for number, row in rows.items()
+    ]

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from agentenv import AgentEnv, AgentEnvConfig, APIServerConfig, ConfigError
+from agentenv_environments._json_lines import read_json_lines
 from agentenv_environments.swe import bundle
 from agentenv_environments.swe.repositories import Prepared, RepositoryCache
-from agentenv_environments.swe.rows import SweRow, read_rows
+from agentenv_environments.swe.rows import SweRow
 from agentenv_tools.schema import ToolCall
 from agentenv_tools.toolsets import build_registry
 
@@ -87,9 +88,10 @@ class Swe(AgentEnv[SweConfig]):
         """Read the rows. Raises `ConfigError`."""
         if self.config.rows is None:
             raise ConfigError("env.rows: name a JSON Lines file of rows as SWE-bench has them")
-        rows = await asyncio.to_thread(read_rows, self.config.rows)
+        rows = await asyncio.to_thread(read_json_lines, self.config.rows, "env.rows", SweRow)
         self._rows = [
-            row.model_copy(update={"repo": self.config.repositories + row.repo}) for row in rows
+            row.model_copy(update={"repo": self.config.repositories + row.repo})
+            for row in rows.values()
         ]
         self._cache = RepositoryCache(self.config.repository_cache.expanduser())
         self._prepared: OrderedDict[str, asyncio.Task[Prepared]] = OrderedDict()

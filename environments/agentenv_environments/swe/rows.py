@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
-
-from agentenv import ConfigError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 
 def _list(value: Any) -> Any:
@@ -77,26 +75,6 @@ class SweRow(BaseModel):
     def nodes(self) -> tuple[str, ...]:
         """All tests that must pass, each once."""
         return tuple(dict.fromkeys(self.FAIL_TO_PASS + self.PASS_TO_PASS))
-
-
-def read_rows(path: Path) -> list[SweRow]:
-    """The rows of a JSON Lines file. Raises `ConfigError` with every line that is none."""
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"env.rows = {path}: {error}") from error
-    rows: list[SweRow] = []
-    problems: list[str] = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            rows.append(SweRow.model_validate(json.loads(line)))
-        except (ValueError, RecursionError, ValidationError) as error:
-            problems.append(f"{path}:{number}: {' '.join(str(error).split())[:400]}")
-    if problems or not rows:
-        raise ConfigError("\n".join(problems[:20]) or f"env.rows = {path}: it has no row")
-    return rows
 
 
 def _check_inside(path: str) -> None:

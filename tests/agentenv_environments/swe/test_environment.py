@@ -13,9 +13,10 @@ import pytest
 
 from agentenv import ConfigError
 from agentenv.rollout import RolloutRecord
+from agentenv_environments._json_lines import read_json_lines
 from agentenv_environments.swe.environment import Swe
 from agentenv_environments.swe.repositories import RepositoryCache, RepositoryError
-from agentenv_environments.swe.rows import SweRow, read_rows
+from agentenv_environments.swe.rows import SweRow
 from tests.agentenv_environments.scripted import call, scripted
 from tests.agentenv_environments.swe.repository import MENDED, SECRET, make_repository
 
@@ -152,6 +153,20 @@ async def test_who_mends_the_fault_scores_one_and_who_cheats_scores_nothing(row,
 
 
 @pytest.mark.sandbox
+async def test_code_that_never_ends_or_never_stops_printing_scores_nothing_in_time(row, tmp_path):
+    endless = {
+        "waits": write("calc/sums.py", f"{MENDED}while True: pass\n"),
+        "prints": write("calc/sums.py", f"{MENDED}while True: print('x' * 1_000_000)\n"),
+        "forks": write("calc/sums.py", f"import os\n{MENDED}while True: os.fork()\n"),
+    }
+    records = await records_of(row, tmp_path, endless, test_timeout_s=3.0)
+    said = {name: (record.cause, record.score_metadata) for name, record in records.items()}
+    assert {name: record.reward for name, record in records.items()} == dict.fromkeys(
+        endless, 0.0
+    ), said
+
+
+@pytest.mark.sandbox
 async def test_a_workspace_holds_one_commit_and_nothing_that_came_later(row, tmp_path):
     look = (
         "git log --all --format=%s; git status --porcelain; git reflog | wc -l; "
@@ -228,4 +243,4 @@ def test_rows_that_cannot_be_are_refused_with_their_line(row, tmp_path, change):
     path = tmp_path / "rows.jsonl"
     path.write_text(f"{json.dumps(row)}\n{json.dumps(row | change)}\n")
     with pytest.raises(ConfigError, match=f"rows.jsonl:2: .*{next(iter(change))}"):
-        read_rows(path)
+        read_json_lines(path, "env.rows", SweRow)
