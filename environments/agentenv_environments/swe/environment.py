@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import re
 import shlex
 from collections import OrderedDict
 from pathlib import Path
@@ -33,6 +34,8 @@ _PIECE_BYTES = 66_000
 _KEPT_ROWS = 64
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _MARGIN_S = 60.0
+_NEW_FOLDER = 'umask 077; exec mktemp -d "${TMPDIR:-/tmp}/agentenv-tests.XXXXXXXXXX"'
+_FOLDER = re.compile(r"/[\w./-]+")
 _ASK = """\
 The working directory is a Git repository. Solve this problem by changing its files.
 Tests that you cannot see will judge the result.
@@ -124,6 +127,7 @@ class Swe(AgentEnv[SweConfig]):
             raise RuntimeError(
                 f"{item.instance_id}: the repository could not be unpacked: {sent.error} {sent.output[-500:]}"
             )
+        await self._check_sandbox(exec_tool)
         return {}
 
     async def verify_and_score_trajectory(
@@ -166,11 +170,22 @@ class Swe(AgentEnv[SweConfig]):
         """Which row comes next."""
         return {"next_row": self.next_row}
 
+    async def _check_sandbox(self, exec_tool: ExecTool) -> None:
+        """Refuse a sandbox in which no tests could run, before an agent is blamed for it."""
+        old = "import sys; sys.exit(sys.version_info < (3, 10))"
+        python = f"{shlex.quote(self.config.python)} -I -S -c {shlex.quote(old)}"
+        ready = await _run(exec_tool, f'd=$({_NEW_FOLDER}) && rmdir "$d" && {python}', 60)
+        if not ready.success:
+            raise RuntimeError(
+                f"the sandbox cannot run tests: it needs a folder for temporary files, and {self.config.python!r} "
+                f"to be Python 3.10 or newer (env.python): {ready.error} {ready.output[-300:]}"
+            )
+
     async def _judge(self, exec_tool: ExecTool, prepared: Prepared) -> dict[str, Any]:
         """What supervise.py prints. What the agent left may be in its way: that is no failure of the sandbox's."""
-        made = await _run(exec_tool, "umask 077; exec mktemp -d /tmp/agentenv-tests.XXXXXXXXXX", 30)
+        made = await _run(exec_tool, _NEW_FOLDER, 30)
         folder = made.output.strip()
-        if not made.success or not folder.startswith("/tmp/agentenv-tests."):  # noqa: S108 - mktemp's
+        if not made.success or not _FOLDER.fullmatch(folder):
             return {"problem": f"there is no room for the tests: {made.error} {made.output[-300:]}"}
         parts = {
             "supervise.py": bundle.supervisor(),

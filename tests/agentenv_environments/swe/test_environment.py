@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from agentenv import ConfigError
+from agentenv.outcomes import Outcome
 from agentenv.rollout import RolloutRecord
 from agentenv_environments._json_lines import read_json_lines
 from agentenv_environments.swe.environment import Swe
@@ -19,6 +20,7 @@ from agentenv_environments.swe.repositories import RepositoryCache, RepositoryEr
 from agentenv_environments.swe.rows import SweRow
 from tests.agentenv_environments.scripted import call, scripted
 from tests.agentenv_environments.swe.repository import MENDED, SECRET, make_repository
+from tests.docker_engine import DOCKER, backend_param
 
 TEST = "tests/test_sums.py"
 
@@ -138,10 +140,20 @@ async def records_of(
         return dict(zip(script, await asyncio.gather(*runs), strict=True))
 
 
-@pytest.mark.sandbox
+@pytest.fixture(
+    params=[
+        pytest.param({"type": "local"}, id="local", marks=pytest.mark.sandbox),
+        pytest.param(DOCKER | {"max_hosts": 1}, id="docker", marks=pytest.mark.docker),
+    ]
+)
+def backend(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Settings of each backend."""
+    return backend_param(request) | {"slots": 2, "disk_mb": 64}
+
+
 @pytest.mark.slow
-async def test_who_mends_the_fault_scores_one_and_who_cheats_scores_nothing(row, tmp_path):
-    records = await records_of(row, tmp_path, HONEST | CHEATS)
+async def test_who_mends_the_fault_scores_one_and_who_cheats_scores_nothing(row, tmp_path, backend):
+    records = await records_of(row, tmp_path, HONEST | CHEATS, backend=backend)
     said = {name: (record.cause, record.score_metadata) for name, record in records.items()}
     assert {name: record.reward for name, record in records.items()} == {
         name: float(name in HONEST) for name in records
@@ -164,6 +176,14 @@ async def test_code_that_never_ends_or_never_stops_printing_scores_nothing_in_ti
     assert {name: record.reward for name, record in records.items()} == dict.fromkeys(
         endless, 0.0
     ), said
+
+
+@pytest.mark.sandbox
+async def test_a_sandbox_that_cannot_run_tests_gives_no_score(row, tmp_path):
+    (record,) = (await records_of(row, tmp_path, {"mends it": MEND}, python="python2")).values()
+    assert (record.reward, record.outcome) == (None, Outcome.VERIFIER_FAILED)
+    assert record.cause is not None
+    assert "'python2' to be Python 3.10 or newer" in record.cause
 
 
 @pytest.mark.sandbox
