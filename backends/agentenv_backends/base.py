@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from agentenv_backends.errors import InfrastructureError
     from agentenv_backends.requests import Request
@@ -60,6 +60,16 @@ class Capabilities:
     snapshot: bool = False
     """`Backend.snapshot` and `restore`."""
     network_allow_list: bool = False
+
+    def lacking(self, limits: Iterable[str]) -> list[str]:
+        """Which of `limits` (`memory`, `processes`, `disk`, `network`) are not enforced for each slot."""
+        in_force = {
+            "memory": self.memory_limit,
+            "processes": self.process_limit,
+            "disk": self.disk_limit,
+            "network": self.network_control,
+        }
+        return [name for name in limits if not in_force[name]]
 
 
 @dataclass(frozen=True, slots=True)

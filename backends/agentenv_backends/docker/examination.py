@@ -118,14 +118,7 @@ def capabilities(config: DockerConfig, info: Mapping[str, Any], facts: HostFacts
         snapshot=True,
         network_allow_list=True,
     )
-    in_force = {
-        "memory": offered.memory_limit,
-        "processes": offered.process_limit,
-        "disk": offered.disk_limit,
-        "network": offered.network_control,
-    }
-    lacking = [name for name in config.require_limits if not in_force[name]]
-    if lacking:
+    if lacking := offered.lacking(config.require_limits):
         raise CapabilityError(
             f"require_limits: {', '.join(lacking)} cannot be limited for each slot here; with slots: 1 and "
             "read_only_root: true, the container's own limits are the slot's"

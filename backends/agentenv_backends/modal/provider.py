@@ -175,14 +175,7 @@ def _capabilities(config: ModalConfig, facts: HostFacts) -> Capabilities:
         tmux=bool(facts.tmux),
         snapshot=True,
     )
-    in_force = {
-        "memory": offered.memory_limit,
-        "processes": offered.process_limit,
-        "disk": offered.disk_limit,
-        "network": offered.network_control,
-    }
-    lacking = [name for name in config.require_limits if not in_force[name]]
-    if lacking:
+    if lacking := offered.lacking(config.require_limits):
         raise CapabilityError(
             f"require_limits: {', '.join(lacking)} cannot be limited for each slot of a Modal sandbox; take it out, "
             "or use another backend"
