@@ -16,14 +16,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 from agentenv._hook import describe, run_hook
 from agentenv.errors import PolicyError, VerifierError
 from agentenv.harness import AgentClock
+from agentenv.observer import Observation, Withdrawal
 from agentenv.outcomes import Outcome, StopReason
 from agentenv.task import Verdict
 from agentenv_backends.errors import InfrastructureError, SlotExhaustedError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Sequence
 
     from agentenv.harness import Harness
+    from agentenv.observer import RolloutObserver
     from agentenv.session import Session
     from agentenv.task import Task, Verifier
     from agentenv.tokens.base import Message
@@ -125,7 +127,7 @@ class RolloutLimits:
     max_tool_timeout_s: float = 600.0
 
 
-async def rollout(
+async def rollout(  # noqa: PLR0913 - all that a rollout is made of
     task: Task,
     *,
     harness: Harness,
@@ -135,21 +137,41 @@ async def rollout(
     limits: RolloutLimits,
     trajectory_id: str,
     workspace: Workspace | None = None,
+    observers: Sequence[RolloutObserver] = (),
 ) -> RolloutRecord:
     """Let an agent work on a task and judge the result. Without `workspace` the verifier prepares one for it alone.
 
-    Never raises but for cancellation; whatever happens is in the record's outcome. The slot is released, to be reset,
-    before this returns, also when it is cancelled.
+    `observers` are told what happens while it does, and can withdraw the rollout. Never raises but for cancellation;
+    whatever happens is in the record's outcome. The slot is released, to be reset, before this returns, also when it is
+    cancelled.
     """
-    started = time.monotonic()
+    told = Observation(trajectory_id, observers)
+    attempt = _Attempt(task, trajectory_id, workbench, limits, workspace, told)
     try:
-        attempt = _Attempt(task, trajectory_id, workbench, limits, workspace)
-        record = await attempt.run(harness, session, verifier)
+        record = await _judged(attempt, harness, session, verifier)
+    except BaseException:
+        told.tell("ended", cancelled_record(trajectory_id))
+        raise
+    told.tell("ended", record)
+    return record
+
+
+async def _judged(
+    attempt: _Attempt, harness: Harness, session: Session, verifier: Verifier
+) -> RolloutRecord:
+    """The attempt's record, its slot given back."""
+    started = time.monotonic()
+    withdrawal = Withdrawal()
+    record = cancelled_record(attempt.trajectory_id)
+    try:
+        with withdrawal:
+            attempt.told.tell("started", attempt.task, withdrawal.cancel)
+            record = await attempt.run(harness, session, verifier)
         if record.result is None:
             record = replace(record, unfinished=tuple(session.messages))
-        record = replace(record, recordings=await workbench.recordings())
+        record = replace(record, recordings=await attempt.workbench.recordings())
     finally:
-        await finish(workbench.release())
+        await finish(attempt.workbench.release())
     return replace(record, duration_s=time.monotonic() - started)
 
 
@@ -163,12 +185,14 @@ class _Attempt:
         workbench: Workbench,
         limits: RolloutLimits,
         workspace: Workspace | None,
+        told: Observation,
     ) -> None:
         self.task = task
         self.trajectory_id = trajectory_id
         self.workbench = workbench
         self.limits = limits
         self.workspace = workspace
+        self.told = told
         self.clock: AgentClock | None = None
 
     async def run(self, harness: Harness, session: Session, verifier: Verifier) -> RolloutRecord:
@@ -176,7 +200,8 @@ class _Attempt:
         try:
             meta = await self._prepare(verifier)
             self.clock = AgentClock(self.limits.rollout_timeout_s)
-            result = await harness.run(self.task, session, self._agent_tool, self.clock)
+            exec_tool = self.told.tool(self._agent_tool)
+            result = await harness.run(self.task, self.told.session(session), exec_tool, self.clock)
             if not _worked(result):
                 return self._record(
                     Outcome.AGENT_FAILED, result, cause=result.error or "no tokens were sampled"
@@ -211,6 +236,7 @@ class _Attempt:
     async def _verify(
         self, verifier: Verifier, result: AgentResult, meta: dict[str, Any]
     ) -> Verdict:
+        self.told.tell("verifying")
         await self.workbench.recordings()
         await self.workbench.quiesce()
         verdict = await run_hook(
@@ -225,7 +251,9 @@ class _Attempt:
             self.workbench,
             self.limits.verify_timeout_s,
         )
-        return Verdict(finite_reward(verdict.reward), verdict.metadata)
+        verdict = Verdict(finite_reward(verdict.reward), verdict.metadata)
+        self.told.tell("verified", verdict)
+        return verdict
 
     async def _agent_tool(self, call: ToolCall) -> ToolResult:
         """A call of the agent: it never outlasts the rollout's deadline, and waiting for a slot is not its fault."""

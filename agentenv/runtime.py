@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from agentenv.atif.store import TrajectoryLog
     from agentenv.config import AgentEnvConfig
+    from agentenv.observer import RolloutObserver
     from agentenv.policy.base import PolicyClient
     from agentenv.policy.config import APIServerConfig
     from agentenv.rollout import RolloutRecord, Workspace
@@ -69,6 +70,8 @@ class EnvRuntime:
         """Called with every rollout's record, retried ones included."""
         self.on_metrics: Callable[[Mapping[str, Any]], None] = lambda metrics: None
         """Called with what the environment wants reported beside the framework's own metrics."""
+        self.observers: Sequence[RolloutObserver] = ()
+        """Told of every rollout while it runs."""
         self.trajectories: TrajectoryLog | None = None
         """Where the trajectory of every rollout is kept, while one is."""
         self.checkpoints: Checkpoints | None = None
@@ -197,6 +200,7 @@ class EnvRuntime:
             limits=self._limits(),
             trajectory_id=trajectory_id,
             workspace=workspace,
+            observers=self.observers,
         )
 
     def shared_setup(

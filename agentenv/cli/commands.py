@@ -16,6 +16,7 @@ from rich.text import Text
 from agentenv.atif.recording import recorded
 from agentenv.cli.event_loop import run_to_the_end
 from agentenv.cli.settings import Settings
+from agentenv.cli.watch import watching_env
 from agentenv.evaluation.atropos_log import keep_evaluation
 from agentenv.process import process
 from agentenv.rollout import finish
@@ -44,6 +45,8 @@ class ProcessOptions:
     run_dir: Path | None = None
     report: bool = True
     plain: bool = False
+    watch: bool = False
+    """Of `process` alone."""
 
 
 def run_process(
@@ -147,7 +150,8 @@ async def _collect(
     failure: Exception | None = None
     with display as progress:
         try:
-            await process(env, directory=directory, progress=progress)
+            async with watching_env(env, console, watch=options.watch):
+                await process(env, directory=directory, progress=progress)
         except Exception as error:  # noqa: BLE001 - raised again below, once what was collected is summed up
             failure = error
     counters = progress.counters

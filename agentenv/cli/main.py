@@ -45,6 +45,7 @@ from agentenv.cli.tasks import add_tasks_parser, run_tasks_check
 from agentenv.cli.train_demo import add_train_demo_parser, run_train_demo
 from agentenv.cli.trajectory import add_trajectory_parser, run_trajectory
 from agentenv.cli.trajectory_server import add_api_parser, run_api
+from agentenv.cli.watch import add_watch_option
 from agentenv.errors import AgentEnvError, ConfigError
 from agentenv.naming import nearest
 from agentenv.run.panels import printable
@@ -158,6 +159,7 @@ def _run_environment(
         run_dir=Path(options.run_dir) if options.run_dir else None,
         report=options.command == "process" and not options.no_report,
         plain=options.plain,
+        watch=options.command == "process" and options.watch,
     )
     if options.command == "serve":
         return commands.run_serve(env_class, settings, chosen, console)
@@ -324,6 +326,7 @@ def _run_parser(chosen: Any, name: str, text: str) -> argparse.ArgumentParser:
     if name == "evaluate":
         add_sweep_options(parser)
     if name == "process":
+        add_watch_option(parser)
         parser.add_argument("--no-report", action="store_true", help="write no report.html")
     return parser
 

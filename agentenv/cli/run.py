@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from agentenv.cli.run_console import ConsoleListener, result_lines, show_header
+from agentenv.cli.run_console import ConsoleObserver, result_lines, show_header
+from agentenv.cli.watch import add_watch_option, watch_announcer
 from agentenv.errors import ConfigError
 from agentenv.run.panels import printable
 
@@ -81,6 +82,7 @@ def _shared_options(parser: argparse.ArgumentParser) -> None:
         "--provider", default="docker", help="where commands run: docker or local (default: docker)"
     )
     parser.add_argument("-o", "--output", default="output", metavar="DIR", help="(default: output)")
+    add_watch_option(parser)
     parser.add_argument(
         "--base-url", metavar="URL", help="the model's address, in place of its provider's"
     )
@@ -102,18 +104,20 @@ def run_batch(options: argparse.Namespace, console: Console) -> int:
 
 
 async def _run(options: argparse.Namespace, console: Console) -> int:
-    from agentenv.control.pause import PauseGate  # noqa: PLC0415 - not needed by other commands
+    from agentenv.control.pause import LONGEST_PAUSE_S, PauseGate  # noqa: PLC0415 - not needed by other commands
     from agentenv.runner import AgentRunner  # noqa: PLC0415
 
-    gate = PauseGate(limit_s=float("inf")) if options.interactive else None
+    gate = PauseGate(limit_s=LONGEST_PAUSE_S) if options.interactive else None
     runner = AgentRunner(
         options.task,
         model=options.model,
         provider=options.provider,
         output_dir=options.output,
         settings=_settings(options),
-        listener=ConsoleListener(console),
+        watch=options.watch,
+        observers=(ConsoleObserver(console),),
         gate=gate,
+        announce=watch_announcer(console),
     )
     show_header(console, options.task, options.model, options.provider)
     with pausing(gate, console):
@@ -147,6 +151,8 @@ async def _batch(options: argparse.Namespace, console: Console) -> int:
         on_complete=None if options.quiet else show,
         n_attempts=options.n_attempts,
         settings=_settings(options),
+        watch=options.watch,
+        announce=watch_announcer(console),
     )
     batch = await runner.run()
     console.print(_totals(batch, options.n_attempts))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
+from agentenv.observer import RolloutObserver
 from agentenv.run.panels import printable
 
 if TYPE_CHECKING:
@@ -47,23 +48,23 @@ def result_lines(result: RunResult) -> list[Text]:
     return lines
 
 
-class ConsoleListener:
-    """Prints what happens in a run. Implements `RunListener`. Nothing a model or a tool wrote is markup or control."""
+class ConsoleObserver(RolloutObserver):
+    """Prints what happens in a run. Nothing a model or a tool wrote is markup or control."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
 
-    def replied(self, reply: ParsedReply) -> None:
+    def reply(self, trajectory_id: str, reply: ParsedReply) -> None:
         """The model's words."""
         if reply.content.strip():
             self._say("[Agent]", "cyan", reply.content.strip())
 
-    def called(self, call: ToolCall) -> None:
+    def tool_started(self, trajectory_id: str, call: ToolCall) -> None:
         """A call's name and arguments."""
         arguments = json.dumps(call.arguments, ensure_ascii=False)
         self._say("[Tool]", "magenta", f"{call.name} {arguments}")
 
-    def answered(self, call: ToolCall, result: ToolResult) -> None:
+    def tool_finished(self, trajectory_id: str, call: ToolCall, result: ToolResult) -> None:
         """The first lines of what it gave."""
         text = result.output if result.success else f"{result.error or ''}\n{result.output}"
         lines = text.strip("\n").expandtabs(4).splitlines()
@@ -72,7 +73,7 @@ class ConsoleListener:
         if len(lines) > _OUTPUT_LINES:
             self._say("      ", "dim", f"... {len(lines) - _OUTPUT_LINES} more lines")
 
-    def verifying(self) -> None:
+    def verifying(self, trajectory_id: str) -> None:
         """The tests begin."""
         self._say("[Verify]", "yellow", "the agent has ended; its work is judged")
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agentenv.cli import commands
 from agentenv.cli.event_loop import run_to_the_end
+from agentenv.cli.watch import add_watch_option, watch_announcer
 from agentenv.errors import ConfigError
 from agentenv.run.panels import printable
 from agentenv.stopping import STOP_GRACE_S, StopRequests
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from agentenv.evaluation.reader import SweepReader
-    from agentenv.evaluation.runner import SweepCounts
+    from agentenv.evaluation.runner import Sweep, SweepCounts
     from agentenv.evaluation.spec import SweepConfig
     from agentenv.evaluation.store import SweepStore
     from agentenv.evaluation.summary import Choice
@@ -61,11 +63,12 @@ def add_sweep_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--plain", action="store_true", help="progress as lines, also on a terminal"
     )
+    add_watch_option(parser)
 
 
 def refuse_sweep_options(options: argparse.Namespace) -> None:
     """Raise `ConfigError` where an option of sweeps is given with something else."""
-    for name in ("run_dir", "rescore", "other_spec", "no_report", "plain"):
+    for name in ("run_dir", "rescore", "other_spec", "no_report", "plain", "watch"):
         if getattr(options, name):
             flag = f"--{name.replace('_', '-')}"
             raise ConfigError(f"{flag} is for sweeps, and {options.config} is none: no `tasks:`")
@@ -142,14 +145,11 @@ async def _sweep(
 async def _run(
     config: SweepConfig, store: SweepStore, options: argparse.Namespace, console: Console
 ) -> int:
-    from agentenv.cli.sweep_display import SweepDisplay  # noqa: PLC0415
-    from agentenv.evaluation.runner import Sweep  # noqa: PLC0415
-
-    sweep = Sweep(config, store)
     requests = StopRequests()
-    requests.on_stop = lambda: sweep.stop("it was interrupted", STOP_GRACE_S)
-    with requests.from_signals(), SweepDisplay(console, sweep.counts, plain=options.plain):
-        await requests.run(sweep.run())
+    if options.watch:
+        sweep = await _take_watched(config, store, requests, options, console)
+    else:
+        sweep = await _take(config, store, requests, options, console)
     counts = sweep.counts
     if counts.stopped or not sweep.complete:
         console.print(_what_is_left(counts, store.path), markup=False, soft_wrap=True)
@@ -158,10 +158,49 @@ async def _run(
     return commands.OK if sweep.complete else commands.FAILED
 
 
+async def _take(
+    config: SweepConfig,
+    store: SweepStore,
+    requests: StopRequests,
+    options: argparse.Namespace,
+    console: Console,
+    **watched: Any,
+) -> Sweep:
+    """Take the samples; `watched` is for `open_source`."""
+    from agentenv.cli.sweep_display import SweepDisplay  # noqa: PLC0415
+    from agentenv.evaluation.runner import Sweep  # noqa: PLC0415
+    from agentenv.evaluation.sources import open_source  # noqa: PLC0415
+
+    sweep = Sweep(config, store, source=partial(open_source, **watched))
+    requests.on_stop = lambda: sweep.stop("it was interrupted", STOP_GRACE_S)
+    with requests.from_signals(), SweepDisplay(console, sweep.counts, plain=options.plain):
+        await requests.run(sweep.run())
+    return sweep
+
+
+async def _take_watched(
+    config: SweepConfig,
+    store: SweepStore,
+    requests: StopRequests,
+    options: argparse.Namespace,
+    console: Console,
+) -> Sweep:
+    from agentenv.watch import WatchedEnvironments, watching  # noqa: PLC0415 - imports a server
+
+    environments = WatchedEnvironments()
+    async with watching(
+        cancel_all=requests.request, slots=environments.slots, announce=watch_announcer(console)
+    ) as watch:
+        built = partial(environments.add, watch=watch)
+        return await _take(config, store, requests, options, console, watch=watch, built=built)
+
+
 def _what_is_left(counts: SweepCounts, directory: Path) -> str:
     lost = counts.outcomes.get("infrastructure_failed", 0)
     parts = [f"stopped: {counts.stopped}"] if counts.stopped else []
     parts += [f"{lost} samples were lost to infrastructure"] if lost else []
+    cancelled = counts.outcomes.get("cancelled", 0)
+    parts += [f"{cancelled} samples were cancelled"] if cancelled else []
     parts.append(f"give --run-dir {directory} again to go on")
     return printable("; ".join(parts))
 

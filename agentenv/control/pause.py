@@ -12,6 +12,10 @@ from agentenv.errors import PolicyTimeoutError
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+LONGEST_PAUSE_S = 86_400.0
+"""For gates that people close: whoever pauses may not be back before tomorrow. Not infinite, since deadlines are moved
+by it and back again."""
+
 
 class PausedTooLongError(PolicyTimeoutError):
     """The policy stayed paused beyond the limit: whoever paused it is probably gone. The rollout is retried."""

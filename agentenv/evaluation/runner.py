@@ -122,10 +122,11 @@ class Sweep:
 
     @property
     def complete(self) -> bool:
-        """Whether every sample has ended; infrastructure's failures are no end."""
+        """Whether every sample has ended; infrastructure's failures are no end, nor is being cancelled."""
         counts = self.counts
         left = counts.planned - counts.found - counts.ended
-        return not (counts.stopped or left or counts.outcomes.get(LOST))
+        unfinished = counts.outcomes.get(LOST) or counts.outcomes.get(Outcome.CANCELLED.value)
+        return not (counts.stopped or left or unfinished)
 
     # ---------------------------------------------------------------------------------------- workers
 

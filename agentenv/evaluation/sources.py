@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from agentenv.policy.base import PolicyClient
     from agentenv.run.record import TrajectoryRecord
     from agentenv.types import Item
+    from agentenv.watch import Watch
 
 _PREVIEW_CHARS = 240
 
@@ -80,18 +81,33 @@ class SampleSource(Protocol):
 OpenSource = "Callable[[SweepConfig, Arm], SampleSource]"
 
 
-def open_source(config: SweepConfig, arm: Arm) -> SampleSource:
-    """The source that an arm's configuration means. Raises `ConfigError`."""
+def open_source(
+    config: SweepConfig,
+    arm: Arm,
+    *,
+    watch: Watch | None = None,
+    built: Callable[[AgentEnv[Any]], None] = lambda env: None,
+) -> SampleSource:
+    """The source that an arm's configuration means. Raises `ConfigError`.
+
+    `watch` observes and pauses runs of task directories; `built` is given an environment before that is set up.
+    """
     tasks, model = config.tasks[arm.task_set], config.models[arm.model]
     if tasks.directory is not None:
-        return _task_directories(config, arm)
+        return _task_directories(config, arm, watch)
     if model.agent is not None:
         raise ConfigError(
             f"models.{arm.model}: agent {model.agent!r} is for task directories, and tasks.{arm.task_set} is an "
             "environment"
         )
+
+    def make() -> AgentEnv[Any]:
+        env = build_arm_environment(config, arm)
+        built(env)
+        return env
+
     return EnvironmentSource(
-        lambda: build_arm_environment(config, arm),
+        make,
         count=tasks.count,
         price=model.price,
         concurrency=config.concurrency,
@@ -107,7 +123,7 @@ def check_arms(config: SweepConfig) -> None:
             build_arm_environment(config, arm)
 
 
-def _task_directories(config: SweepConfig, arm: Arm) -> SampleSource:
+def _task_directories(config: SweepConfig, arm: Arm, watch: Watch | None) -> SampleSource:
     from agentenv.evaluation.task_source import (  # noqa: PLC0415 - it imports this module
         MODELLESS,
         TaskDirectorySource,
@@ -115,12 +131,19 @@ def _task_directories(config: SweepConfig, arm: Arm) -> SampleSource:
     )
 
     tasks, model = config.tasks[arm.task_set], config.models[arm.model]
+    observers = () if watch is None else (watch.board,)
     if model.agent is not None:
-        return TaskDirectorySource(tasks, MODELLESS[model.agent]())
+        return TaskDirectorySource(tasks, MODELLESS[model.agent](), observers=observers)
     policy = _chat_policy(model) if model.chat is not None else _served_policy(model, arm)
-    agent = model_agent(policy, config.settings[arm.settings].agent, arm.model)
+    gate = None if watch is None else watch.gate
+    agent = model_agent(policy, config.settings[arm.settings].agent, arm.model, gate)
     return TaskDirectorySource(
-        tasks, agent, policy=policy, price=model.price, concurrency=config.concurrency
+        tasks,
+        agent,
+        policy=policy,
+        price=model.price,
+        concurrency=config.concurrency,
+        observers=observers,
     )
 
 

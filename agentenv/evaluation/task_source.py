@@ -30,9 +30,11 @@ from agentenv.types import AgentConfig, Usage
 from agentenv_tools.toolsets import build_registry
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
 
+    from agentenv.control.pause import PauseGate
     from agentenv.evaluation.spec import AgentSettings, Price, TaskSetConfig
+    from agentenv.observer import RolloutObserver
     from agentenv.policy.base import PolicyClient
     from agentenv.run.record import TrajectoryRecord
     from agentenv.session import Session
@@ -62,6 +64,7 @@ class TaskDirectorySource:
         policy: PolicyClient | None = None,
         price: Price | None = None,
         concurrency: int = 1,
+        observers: Sequence[RolloutObserver] = (),
     ) -> None:
         """`policy`, where the agent has one, is started and closed with the source."""
         self._config = tasks
@@ -69,6 +72,7 @@ class TaskDirectorySource:
         self._policy = policy
         self._price = price
         self._concurrency = concurrency
+        self._observers = observers
         self._tasks: dict[str, TaskDirectory] = {}
         self._places = PlacePool(agent.tools)
         self._options = RunOptions(
@@ -94,6 +98,7 @@ class TaskDirectorySource:
                 output_dir=folder.name,
                 options=replace(self._options, seed=seed),
                 places=self._places,
+                observers=self._observers,
             )
             said = await asyncio.to_thread(_tests_said, result.output_dir)
         finally:
@@ -152,7 +157,9 @@ class TaskDirectorySource:
         )
 
 
-def model_agent(policy: PolicyClient, settings: AgentSettings, name: str) -> TaskAgent:
+def model_agent(
+    policy: PolicyClient, settings: AgentSettings, name: str, gate: PauseGate | None = None
+) -> TaskAgent:
     """A model that calls tools in a loop. Raises `ConfigError` for a policy that samples from tokens alone."""
     if policy.returns_tokens:
         raise ConfigError(
@@ -171,7 +178,7 @@ def model_agent(policy: PolicyClient, settings: AgentSettings, name: str) -> Tas
 
     return TaskAgent(
         "agentenv",
-        ToolLoop(turn_timeout_s=settings.turn_timeout_s),
+        ToolLoop(turn_timeout_s=settings.turn_timeout_s, gate=gate),
         open_session,
         config=AgentConfig(
             temperature=settings.temperature,

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from agentenv.errors import ConfigError
 from agentenv.harness import ToolLoop
 from agentenv.rollout import finish
-from agentenv.runner.events import ToldHarness
 from agentenv.runner.results import RunResult
 from agentenv.session import ChatSession
 from agentenv.tasks import FailureCause, TaskAgent, load_task, run_task
@@ -17,10 +16,12 @@ from agentenv.types import AgentConfig
 from agentenv_tools.toolsets import build_registry
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from agentenv.control.pause import PauseGate
     from agentenv.models.settings import ChatModelSettings
+    from agentenv.observer import RolloutObserver
     from agentenv.policy.base import PolicyClient
-    from agentenv.runner.events import RunListener
     from agentenv.session import Session
     from agentenv.tasks import RunOptions, SessionRequest, TaskDirectory
     from agentenv.tasks.results import TaskResult
@@ -56,19 +57,19 @@ class AgentRunner:
         agent: AgentConfig | None = None,
         options: RunOptions | None = None,
         policy: PolicyClient | None = None,
-        listener: RunListener | None = None,
+        observers: Sequence[RolloutObserver] = (),
         gate: PauseGate | None = None,
+        announce: Callable[[str], None] | None = None,
     ) -> None:
-        """`provider`: where commands run, `docker` or `local`. `watch`: a live page; this version has none yet.
+        """`provider`: where commands run, `docker` or `local`. `watch`: serve a live page on
+        this machine, on port 8080 or the next free one; `announce` is called with its address, else that is logged.
 
         `settings` are the model's address, key and patience; `agent` its steps, temperature and prompt; `options` go to
-        `run_task`. `policy` stands in for the model's own client: whoever gives it starts and closes it. `listener` is
-        told what happens. While `gate` is closed the model is not asked. Raises `ConfigError` for a provider that is
-        not offered.
+        `run_task`. `policy` stands in for the model's own client: whoever gives it starts and closes it.
+        `observers` are told what happens. While `gate` is closed the model is not asked. Raises `ConfigError` for a
+        provider that is not offered.
         """
         check_provider(provider)
-        if watch:
-            raise ConfigError("watch=True: this version has no live page yet; run without it")
         self.task_path = Path(task_path)
         self.model = model
         self.provider = provider
@@ -77,8 +78,10 @@ class AgentRunner:
         self._agent = agent or AgentConfig(max_steps=MAX_STEPS, system_prompt=SYSTEM_PROMPT)
         self._options = options
         self._policy = policy
-        self._listener = listener
+        self._observers = tuple(observers)
         self._gate = gate
+        self._watch = watch
+        self._announce = announce
 
     async def run(self) -> RunResult:
         """One run. A task that is not solved, and anything that fails on the way, is in the result.
@@ -89,28 +92,41 @@ class AgentRunner:
         """
         task = await asyncio.to_thread(load_task, self.task_path)
         check_task_kind(task)
+        if not self._watch:
+            return await self._run_task(task, self._observers, self._gate)
+        from agentenv.watch import watching  # noqa: PLC0415 - a server, which few runs need
+
+        async with watching(gate=self._gate, announce=self._announce) as watch:
+            return await self._run_task(task, (*self._observers, watch.board), watch.gate)
+
+    async def _run_task(
+        self, task: TaskDirectory, observers: Sequence[RolloutObserver], gate: PauseGate | None
+    ) -> RunResult:
         if self._policy is not None:
-            return await self._run(task, self._policy)
+            return await self._run(task, self._task_agent(self._policy, gate), observers)
         from agentenv.models import chat_policy  # noqa: PLC0415 - with a policy given, no model is needed
 
         policy = chat_policy(self.model, self._settings)
         try:
             await policy.start()
-            return await self._run(task, policy)
+            return await self._run(task, self._task_agent(policy, gate), observers)
         finally:
             await finish(policy.close())
 
-    async def _run(self, task: TaskDirectory, policy: PolicyClient) -> RunResult:
+    async def _run(
+        self, task: TaskDirectory, agent: TaskAgent, observers: Sequence[RolloutObserver]
+    ) -> RunResult:
         done = await run_task(
             task,
-            agent=self._task_agent(policy),
+            agent=agent,
             provider=self.provider,
             output_dir=self.output_dir,
             options=self._options,
+            observers=observers,
         )
         return run_result(done)
 
-    def _task_agent(self, policy: PolicyClient) -> TaskAgent:
+    def _task_agent(self, policy: PolicyClient, gate: PauseGate | None) -> TaskAgent:
         def open_session(request: SessionRequest) -> Session:
             return ChatSession(
                 policy,
@@ -120,10 +136,9 @@ class AgentRunner:
                 token_budget=MAX_REPLY_TOKENS,
             )
 
-        loop = ToolLoop(turn_timeout_s=TURN_TIMEOUT_S, gate=self._gate)
         return TaskAgent(
             "agentenv",
-            loop if self._listener is None else ToldHarness(loop, self._listener),
+            ToolLoop(turn_timeout_s=TURN_TIMEOUT_S, gate=gate),
             open_session,
             config=self._agent,
             tools=agent_tools,

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from agentenv.models.settings import ChatModelSettings
     from agentenv.policy.base import PolicyClient
     from agentenv.runner.results import RunResult
+    from agentenv.watch import Slots
 
 logger = logging.getLogger(__name__)
 
@@ -45,10 +46,13 @@ class ParallelRunner:
         n_attempts: int = 1,
         settings: ChatModelSettings | None = None,
         policy: PolicyClient | None = None,
+        watch: bool = False,
+        announce: Callable[[str], None] | None = None,
         **runner: Any,
     ) -> None:
         """`on_complete` is called with each result as it comes; what it raises is logged. `quiet`: single tasks are not
-        logged. `n_attempts`: runs of each task. `runner`: further arguments of `AgentRunner`.
+        logged. `n_attempts`: runs of each task. `watch`: one live page for all of them, told to `announce`, see
+        `AgentRunner`. `runner`: further arguments of that.
 
         Raises `ConfigError` for a provider that is not offered, `ValueError` for numbers below 1.
         """
@@ -66,7 +70,10 @@ class ParallelRunner:
         self._n_attempts = n_attempts
         self._settings = settings
         self._policy = policy
+        self._watch = watch
+        self._announce = announce
         self._runner = runner
+        self._under_way = 0
 
     async def run(self) -> BatchResult:
         """Every task, `n_attempts` times. One that cannot even begin is a result with an `error`, and ends no other.
@@ -74,19 +81,34 @@ class ParallelRunner:
         Each run's folder is `{output_dir}/batch_{timestamp}/{task}_{timestamp}`. Raises `ConfigError` when the model
         cannot be had. Cancelled, it ends what is under way before it raises.
         """
+        if not self._watch:
+            return await self._run_all(self._runner)
+        from agentenv.watch import watching  # noqa: PLC0415 - a server, which few runs need
+
+        gate, observers = self._runner.get("gate"), self._runner.get("observers", ())
+        async with watching(gate=gate, slots=self._slots, announce=self._announce) as watch:
+            watched = {"gate": watch.gate, "observers": (*observers, watch.board)}
+            return await self._run_all(self._runner | watched)
+
+    def _slots(self) -> Slots:
+        from agentenv.watch import Slots  # noqa: PLC0415 - asked only where it was imported
+
+        return Slots(self.n_concurrent, self._under_way)
+
+    async def _run_all(self, runner: dict[str, Any]) -> BatchResult:
         if self._policy is not None:
-            return await self._run(self._policy)
+            return await self._run(self._policy, runner)
         from agentenv.models import chat_policy  # noqa: PLC0415 - with a policy given, no model is needed
 
         policy = chat_policy(self.model, self._settings)
         try:
             await policy.start()
             policy.raise_concurrency(self.n_concurrent)
-            return await self._run(policy)
+            return await self._run(policy, runner)
         finally:
             await finish(policy.close())
 
-    async def _run(self, policy: PolicyClient) -> BatchResult:
+    async def _run(self, policy: PolicyClient, runner: dict[str, Any]) -> BatchResult:
         started = time.monotonic()
         stamp = datetime.now(UTC).strftime("%Y%m%d_%H%M%S")
         folder = await asyncio.to_thread(_new_folder, self.output_dir, f"batch_{stamp}")
@@ -94,7 +116,11 @@ class ParallelRunner:
 
         async def one(path: Path, attempt: int) -> TaskResult:
             async with permits:
-                result = await self._attempt(path, attempt, policy, folder)
+                self._under_way += 1
+                try:
+                    result = await self._attempt(path, attempt, folder, policy=policy, **runner)
+                finally:
+                    self._under_way -= 1
             self._tell(result)
             return result
 
@@ -107,7 +133,7 @@ class ParallelRunner:
         return batch_result([run.result() for run in runs], time.monotonic() - started, folder)
 
     async def _attempt(
-        self, path: Path, attempt: int, policy: PolicyClient, folder: Path
+        self, path: Path, attempt: int, folder: Path, **runner_arguments: Any
     ) -> TaskResult:
         began = time.monotonic()
         runner = AgentRunner(
@@ -115,8 +141,7 @@ class ParallelRunner:
             model=self.model,
             provider=self.provider,
             output_dir=folder,
-            policy=policy,
-            **self._runner,
+            **runner_arguments,
         )
         try:
             return _task_result(path, attempt, await runner.run())

@@ -134,6 +134,8 @@ def exception_of(record: RolloutRecord, failure: BaseException | None) -> Except
     if record.outcome in (Outcome.INFRASTRUCTURE_FAILED, Outcome.VERIFIER_FAILED):
         name, _, message = (record.cause or "").partition(": ")
         return told_exception(name, message)
+    if record.outcome is Outcome.CANCELLED:
+        return told_exception("CancelledError", "the rollout was withdrawn")
     if record.outcome is Outcome.AGENT_FAILED:
         return told_exception("AgentFailedError", record.cause or "the agent failed")
     return agent_exception(record.result)

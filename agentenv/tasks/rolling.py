@@ -27,8 +27,9 @@ from agentenv.tasks.under_way import TaskRun
 from agentenv.tasks.verification import Judge
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Mapping, Sequence
 
+    from agentenv.observer import RolloutObserver
     from agentenv.tasks.agents import TaskAgent
     from agentenv.tasks.directory import StepInput, TaskDirectory
     from agentenv.tasks.folder import RunFolder
@@ -64,6 +65,7 @@ class TaskRollout:
     places: PlacePool
     sandboxes: int = 1
     """How many there may be at once, of all runs that share `places`."""
+    observers: Sequence[RolloutObserver] = ()
     progress: Progress = field(default_factory=Progress)
     warnings: list[str] = field(default_factory=list)
 
@@ -123,7 +125,9 @@ class TaskRollout:
                 seed=self.options.seed,
                 metadata={"trajectory_id": trajectory_id},
             ),
-            harness=SteppingHarness(self.agent, runs, judge, self.progress, workbench),
+            harness=SteppingHarness(
+                self.agent, runs, judge, self.progress, workbench, self.observers
+            ),
             session=self.agent.open_session(
                 SessionRequest(trajectory_id, workbench.schemas, self.options.seed)
             ),
@@ -131,6 +135,7 @@ class TaskRollout:
             verifier=TaskVerifier(runs[0], judge, self.progress),
             limits=self._limits(),
             trajectory_id=trajectory_id,
+            observers=self.observers,
         )
 
     def _limits(self) -> RolloutLimits:

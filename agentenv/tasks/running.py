@@ -24,8 +24,10 @@ from agentenv.tasks.trajectory import write_rollout
 from agentenv_backends.errors import BackendError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import datetime
 
+    from agentenv.observer import RolloutObserver
     from agentenv.rollout import RolloutRecord
     from agentenv.tasks.agents import TaskAgent
     from agentenv.tasks.results import ExceptionInfo
@@ -39,13 +41,15 @@ async def run_task(
     output_dir: str | Path = "output",
     options: RunOptions | None = None,
     places: PlacePool | None = None,
+    observers: Sequence[RolloutObserver] = (),
 ) -> TaskResult:
     """Let an agent work on a task once, judge what it did, and write all of it below a new folder of `output_dir`.
 
     With `places`, sandboxes come from backends that other runs of the same agent use too, and are kept; None: one is
-    started for this run and ended with it. Failures of the sandbox, the agent, the model or the tests are in the result
-    and raise nothing. Raises `TaskFormatError` for a directory that is no task and `OSError` when the folder cannot be
-    written; cancellation passes, after everything was ended.
+    started for this run and ended with it. `observers` are told of the rollout, and can withdraw it. Failures of the
+    sandbox, the agent, the model or the tests are in the result and raise nothing. Raises `TaskFormatError` for a
+    directory that is no task and `OSError` when the folder cannot be written; cancellation passes, after everything was
+    ended.
     """
     if not isinstance(task, TaskDirectory):
         task = await asyncio.to_thread(load_task, task)
@@ -53,7 +57,9 @@ async def run_task(
     own = None
     if places is None:
         places = own = PlacePool(agent.tools, keep=0)
-    run = TaskRollout(task, agent, provider, options or RunOptions(), RunFolder(path), places)
+    run = TaskRollout(
+        task, agent, provider, options or RunOptions(), RunFolder(path), places, observers=observers
+    )
     try:
         return await _Attempt(run).run()
     finally:

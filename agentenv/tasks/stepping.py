@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from agentenv.errors import AgentEnvError, VerifierError
 from agentenv.harness import AgentClock
+from agentenv.observer import Observation
 from agentenv.rollout import BUDGET_STOPS
 from agentenv.task import Task, Verdict
 from agentenv.tasks.agents import SessionRequest
@@ -21,6 +22,7 @@ from agentenv_backends.errors import BackendError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from agentenv.observer import RolloutObserver
     from agentenv.session import Session
     from agentenv.task import ExecTool
     from agentenv.tasks.agents import TaskAgent
@@ -190,12 +192,15 @@ class SteppingHarness:
         judge: Judge,
         progress: Progress,
         workbench: TaskWorkbench,
+        observers: Sequence[RolloutObserver] = (),
     ) -> None:
+        """`observers` are told of the replies of the steps after the first, whose session is the rollout's."""
         self._agent = agent
         self._runs = runs
         self._judge = judge
         self._progress = progress
         self._workbench = workbench
+        self._observers = observers
 
     async def run(
         self, task: Task, session: Session, exec_tool: ExecTool, clock: AgentClock
@@ -257,11 +262,11 @@ class SteppingHarness:
 
     def _session(self, task: Task, number: int) -> Session:
         seed = None if task.seed is None else task.seed + number
-        return self._agent.open_session(
-            SessionRequest(
-                f"{task.metadata['trajectory_id']}-{number}", self._workbench.schemas, seed
-            )
+        trajectory_id = task.metadata["trajectory_id"]
+        session = self._agent.open_session(
+            SessionRequest(f"{trajectory_id}-{number}", self._workbench.schemas, seed)
         )
+        return Observation(trajectory_id, self._observers).session(session)
 
 
 def instruction_of(run: TaskRun) -> str:

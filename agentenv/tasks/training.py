@@ -128,7 +128,14 @@ class TaskRuntime(EnvRuntime):
         )
         places, sandboxes = self._started_places(), self._sandboxes
         return TaskRollout(
-            directory, agent, self._provider, options, NoFolder(), places, sandboxes=sandboxes
+            directory,
+            agent,
+            self._provider,
+            options,
+            NoFolder(),
+            places,
+            sandboxes=sandboxes,
+            observers=self.observers,
         )
 
     def _agent(self, task: Task | None) -> TaskAgent:

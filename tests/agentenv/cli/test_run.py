@@ -16,7 +16,7 @@ from rich.console import Console
 from agentenv.atif import read_trajectory
 from agentenv.cli.main import main
 from agentenv.cli.run import pausing
-from agentenv.cli.run_console import ConsoleListener
+from agentenv.cli.run_console import ConsoleObserver
 from agentenv.control.pause import PauseGate
 from agentenv.tokens.base import ParsedReply
 from agentenv_tools.schema import ToolCall, ToolResult
@@ -81,7 +81,6 @@ def model_url() -> Iterator[str]:
         (["batch", "tasks", "-n", "0"], "-n must be at least 1"),
         (["batch", "tasks", "-k", "x"], "invalid int value"),
         (["run", "t", "-i", "--provider", "local"], "standard input is none"),
-        (["run", "t", "--watch"], "unknown: --watch"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_starts(arguments, said, capsys, monkeypatch):
@@ -173,10 +172,10 @@ async def test_the_key_p_closes_the_gate_and_opens_it_and_the_terminal_is_as_bef
 
 
 def test_nothing_that_was_written_is_markup_or_control(capsys):
-    listener = ConsoleListener(Console(highlight=False))
-    listener.replied(ParsedReply("", "[red]a\x1b[2J\nb", None, ()))
-    listener.called(ToolCall("x\x07", {"a": "[bold]"}))
-    listener.answered(ToolCall("x"), ToolResult(False, "out\n" * 9, error="bad \x9b"))
+    observer = ConsoleObserver(Console(highlight=False))
+    observer.reply("t", ParsedReply("", "[red]a\x1b[2J\nb", None, ()))
+    observer.tool_started("t", ToolCall("x\x07", {"a": "[bold]"}))
+    observer.tool_finished("t", ToolCall("x"), ToolResult(False, "out\n" * 9, error="bad \x9b"))
     shown = capsys.readouterr().out
     assert "[Agent] [red]a\\x1b[2J b" in shown
     assert "\x1b[2J" not in shown

@@ -19,6 +19,8 @@ _SWITCHES = (
     "--disable-component-update --disable-sync --remote-debugging-port=0 --window-size=1500,1100"
 )
 DEADLINE_S = 60.0
+_BETWEEN_PAGES = "Cannot find default execution context"
+"""What an expression gives while the first page is not there yet: no value."""
 _COMPLAINTS = ("Log.entryAdded", "Runtime.exceptionThrown", "Runtime.consoleAPICalled")
 
 
@@ -46,6 +48,9 @@ class Page:
                 if answer.get("method") in _COMPLAINTS:
                     self._note(answer["params"])
                 if answer.get("id") == self._sent:
+                    if answer.get("error", {}).get("message") == _BETWEEN_PAGES:
+                        return {"result": {}}
+                    assert "result" in answer, answer
                     return dict(answer["result"])
 
     def _note(self, event: dict[str, Any]) -> None:

@@ -71,11 +71,6 @@ def test_a_provider_that_is_not_offered_is_refused_with_those_that_are(provider:
             runner("x", provider=provider)
 
 
-def test_watching_says_that_there_is_nothing_to_watch_yet(tmp_path: Path):
-    with pytest.raises(ConfigError, match="no live page"):
-        AgentRunner(tmp_path, watch=True)
-
-
 async def test_a_directory_that_is_no_task_is_refused(tmp_path: Path):
     with pytest.raises(TaskFormatError, match=r"task\.toml"):
         await AgentRunner(tmp_path, policy=chat("x")).run()
