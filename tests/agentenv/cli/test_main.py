@@ -42,6 +42,12 @@ def _config(path: Path, text: str = "") -> str:
     return str(file)
 
 
+def test_process_can_be_watched_and_says_where(tmp_path, capsys):
+    words = ["--run-dir", "out", "--env.total_steps", "1", "--watch", "--no-report"]
+    assert main(["process", _config(tmp_path), *words]) == 0
+    assert "watch it at http://127.0.0.1:" in capsys.readouterr().out
+
+
 def test_process_writes_groups_config_summary_and_report_and_says_where(tmp_path, capsys):
     assert main(["process", _config(tmp_path), "--run-dir", "out", "--env.total_steps", "2"]) == 0
     groups = list(read_groups("out"))
