@@ -12,6 +12,9 @@ if [ "${CI:-}" = true ]; then
     for program in chromium tmux dockerd:docker.io docker:docker.io debootstrap mkfs.btrfs:btrfs-progs mkfs.xfs:xfsprogs; do
         command -v "${program%%:*}" >/dev/null || missing+=("${program##*:}")
     done
+    # The static one: its file is all that is in an image of the tests.
+    linked=$(ldd "$(command -v busybox)" 2>&1 || true)
+    [[ $linked == *"not a dynamic"* || $linked == *"statically linked"* ]] || missing+=(busybox-static)
 fi
 [ ${#missing[@]} -eq 0 ] && exit 0
 

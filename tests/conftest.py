@@ -6,7 +6,7 @@ import pytest
 from hypothesis import settings
 
 from tests.atropos import atropos  # noqa: F401 - fixtures for every test
-from tests.docker_engine import docker_engine  # noqa: F401
+from tests.docker_engine import busybox_image, docker_engine  # noqa: F401
 from tests.emulators.nomad.live import add_option as add_nomad_option
 from tests.modal_service import add_option as add_modal_option
 from tests.modal_service import (  # noqa: F401

@@ -34,7 +34,7 @@ def add_cleanup_parser(chosen: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--images",
         action="store_true",
-        help="also prepared workspaces that the Docker engine keeps for later runs",
+        help="also what the Docker engine keeps for later runs: prepared workspaces, and images with a Python added",
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="show what would be removed, and leave it"

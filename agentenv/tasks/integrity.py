@@ -24,7 +24,8 @@ _NAMES = (
 _LOADED = (
     "/etc/ld.so.preload /lib*/ld-linux* /lib/ld-musl* /lib/*/libc.so.6 /etc/python3*/*customize.py "
     "/usr/lib/python3*/*customize.py /usr/lib/python3*/dist-packages/*customize.py "
-    "/usr/local/lib/python3*/*customize.py /usr/local/lib/python3*/*-packages/*customize.py"
+    "/usr/local/lib/python3*/*customize.py /usr/local/lib/python3*/*-packages/*customize.py "
+    "/.agentenv-python/ld.so /.agentenv-python/bin/* /.agentenv-python/lib/*"
 )
 _LOOK = (
     f"for n in {_NAMES}; do for d in {_FOLDERS}; do [ -e $d/$n ] && stat -L -c '%n %i %s %Z' $d/$n; done; done; "

@@ -28,7 +28,11 @@ class DockerConfig(PoolConfig, SlotSurroundings):
     """Containers started at most."""
 
     image: str = Field(default="python:3.12-slim", min_length=1)
-    """What containers are made from. It needs python3 (3.8 or newer) and sh."""
+    """What containers are made from. It needs sh."""
+
+    python: Literal["auto", "image", "bring"] = "auto"
+    """What the sandbox server runs by: `image`, the image's python3 (3.8 or newer); `bring`, a copy of this machine's
+    own Python, added to the image; `auto`, the image's where there is a usable one, else a copy."""
 
     pull: Literal["missing", "always", "never"] = "missing"
     """When to fetch the image from its registry; with `dockerfile`: `always` builds anew."""

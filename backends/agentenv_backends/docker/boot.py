@@ -4,7 +4,12 @@ rebuilt and nothing is mounted.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from agentenv_backends.sandboxd.packing import sandboxd_zipapp
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _BOOT = """
 import os, select, sys
@@ -23,11 +28,24 @@ size = int.from_bytes(b"".join(take(8)), "big")
 program = os.memfd_create("sandboxd", 0)
 with open(program, "wb", closefd=False) as file:
     file.writelines(take(size))
-os.execv(sys.executable, [sys.executable, "-I", "-S", "/proc/self/fd/%d" % program, "--stdio"])
+python = sys.argv[1:] + [sys.executable]
+os.execv(python[0], python + ["-I", "-S", "/proc/self/fd/%d" % program, "--stdio"])
 """
 
-BOOT_COMMAND = ("python3", "-I", "-S", "-c", _BOOT.strip())
-"""The main process of a container. It reads `boot_payload()` first, then serves frames."""
+IMAGES_PYTHON = ("python3",)
+"""How the image's own interpreter is started."""
+
+
+def boot_command(python: Sequence[str]) -> tuple[str, ...]:
+    """The main process of a container. It reads `boot_payload()` first, then serves frames.
+
+    `python`: what starts an interpreter. Its path comes last, after a loader where it needs one.
+    """
+    return (*python, "-I", "-S", "-c", _BOOT.strip(), *python[:-1])
+
+
+BOOT_COMMAND = boot_command(IMAGES_PYTHON)
+"""That of an image with Python."""
 
 
 def boot_payload() -> bytes:

@@ -12,13 +12,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from agentenv_backends.connection import HostConnection
-from agentenv_backends.docker.boot import boot_payload
-from agentenv_backends.docker.egress import PROXY_COMMAND, Egress
+from agentenv_backends.docker.boot import IMAGES_PYTHON, boot_payload
+from agentenv_backends.docker.egress import PROXY_ARGUMENTS, Egress
 from agentenv_backends.docker.stream import AttachedStream
 from agentenv_backends.errors import EngineError, HostStartError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from agentenv_backends._uids import UidRange
     from agentenv_backends.allow_list import AllowList
@@ -46,9 +46,11 @@ class Container:
         name: str,
         uids: UidRange | None,
         allowed: AllowList | None = None,
+        python: Sequence[str] = IMAGES_PYTHON,
     ) -> None:
-        """`allowed` is what a container without network may reach all the same."""
+        """`allowed` is what a container without network may reach all the same; `python` starts an interpreter."""
         self.name = name
+        self._python = python
         self._allowed = allowed
         self._egress: Egress | None = None
         self._way_out: AttachedStream | None = None
@@ -79,8 +81,14 @@ class Container:
         if self._allowed is not None:
             # Before any slot, or one could take the proxy's place.
             # Commands that are root can end the proxy, which must not get them another try: they go on without it.
-            on_lost = _nothing if settings.run_as_root else connection.abort
-            await self._open_way_out(self._allowed, on_lost)
+            on_lost = _nothing if settings.run_as_root else partial(self._lose, connection)
+            try:
+                await self._open_way_out(self._allowed, on_lost)
+            except (EngineError, HostStartError):
+                await connection.greet(
+                    settings, timeout_s
+                )  # raises the better reason, if that is it
+                raise
         await connection.greet(settings, timeout_s)
         return connection
 
@@ -88,7 +96,8 @@ class Container:
         """Start the proxy. Without it commands would fail for no fault of theirs: then the host is lost."""
         self._egress = egress = Egress(allowed, on_lost)
         self._way_out = AttachedStream(egress, self._why_no_way_out)
-        await self._engine.attach_process(self.name, PROXY_COMMAND, _PROXY_USER, self._way_out)
+        command = (*self._python, *PROXY_ARGUMENTS)
+        await self._engine.attach_process(self.name, command, _PROXY_USER, self._way_out)
         try:
             async with asyncio.timeout(_PROXY_S):
                 await egress.ready
@@ -97,6 +106,11 @@ class Container:
             raise HostStartError(
                 f"the proxy in container {self.name} did not start: {reason}"
             ) from error
+
+    def _lose(self, connection: HostConnection) -> None:
+        """The proxy has ended. Where it never began, the launch fails, with the main process's reason if it has one."""
+        if self._egress is not None and self._egress.began:
+            connection.abort()
 
     async def _why_no_way_out(self) -> str:
         return f"the proxy in container {self.name} has ended"

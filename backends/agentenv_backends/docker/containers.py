@@ -9,19 +9,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from agentenv_backends.docker.boot import BOOT_COMMAND
+from agentenv_backends.docker.boot import IMAGES_PYTHON, boot_command
 from agentenv_backends.docker.egress import PROXY_URL
 from agentenv_backends.sandboxd import names
 from agentenv_backends.sandboxd.settings import HostSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from agentenv_backends.config import DockerConfig
 
 CAPABILITIES = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "KILL", "SETGID", "SETUID")
 """What the server needs to give each slot a user, folders of its own, and an end."""
 DEFAULT_WORKSPACE = "/workspace"
+NO_LIBRARIES_OF_THE_IMAGE = ("LD_PRELOAD=", "LD_LIBRARY_PATH=", "LD_AUDIT=")
+"""For a server whose Python was brought along: what the image says of its own libraries is not for ours."""
 _SERVER_MB = 64
 _PROXY_MB = 64
 _SLOT_MB = 32
@@ -49,9 +51,18 @@ def slot_folders(config: DockerConfig) -> tuple[tuple[str, str], ...]:
     return tuple((f"/slots/{n}/workspace", f"/slots/{n}/tmp") for n in range(config.slots))  # noqa: S108
 
 
-def host_settings(config: DockerConfig, run_id: str, uid_base: int, uid_count: int) -> HostSettings:
+def host_settings(
+    config: DockerConfig,
+    run_id: str,
+    uid_base: int,
+    uid_count: int,
+    python: Sequence[str] = IMAGES_PYTHON,
+) -> HostSettings:
     """What the sandbox server in the container is told."""
+    own = python != IMAGES_PYTHON
     return HostSettings(
+        python=python[-1] if own else "",
+        python_loader=tuple(python[:-1]),
         run_id=run_id,
         isolation="user",
         run_as_root=config.run_as_root,
@@ -73,12 +84,16 @@ def host_settings(config: DockerConfig, run_id: str, uid_base: int, uid_count: i
 
 
 def create_options(
-    config: DockerConfig, image_id: str, labels: Mapping[str, str]
+    config: DockerConfig,
+    image_id: str,
+    labels: Mapping[str, str],
+    python: Sequence[str] = IMAGES_PYTHON,
 ) -> dict[str, Any]:
-    """The body of the engine's `create` call."""
+    """The body of the engine's `create` call. `python` is what starts an interpreter in the container."""
     return {
         "Image": image_id,
-        "Entrypoint": list(BOOT_COMMAND),
+        "Entrypoint": list(boot_command(python)),
+        "Env": list(NO_LIBRARIES_OF_THE_IMAGE if python != IMAGES_PYTHON else ()),
         "Cmd": [],
         "User": "0:0",
         "WorkingDir": "/",
@@ -93,7 +108,7 @@ def create_options(
         "Tty": False,
         # The server answers to the driver's own checks; this one tells an engine's operator whether processes start.
         "Healthcheck": {
-            "Test": ["CMD", "python3", "-I", "-S", "-c", "pass"],
+            "Test": ["CMD", *python, "-I", "-S", "-c", "pass"],
             "Interval": 300 * _SECOND_NS,
             "Timeout": 30 * _SECOND_NS,
             "Retries": 3,

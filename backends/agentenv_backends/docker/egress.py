@@ -24,10 +24,8 @@ _log = logging.getLogger(__name__)
 
 PROXY_URL = f"http://127.0.0.1:{tunnels.PORT}"
 """The proxy, for commands in the container."""
-PROXY_COMMAND = (
-    "python3", "-I", "-S", "-c", inspect.getsource(tunnels) + "\n\nasyncio.run(main())\n",
-)  # fmt: skip
-"""What it is, in the container."""
+PROXY_ARGUMENTS = ("-I", "-S", "-c", inspect.getsource(tunnels) + "\n\nasyncio.run(main())\n")
+"""What it is, for a Python in the container."""
 _CONNECT_S = 10.0
 _ADDRESSES_TRIED = 4
 _MOST_UNREAD = 64 << 20
@@ -68,6 +66,12 @@ class Egress(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Called by asyncio: the proxy is gone."""
         self._end(f"its stream ended ({exc})")
+
+    @property
+    def began(self) -> bool:
+        """Whether the proxy has ever taken clients."""
+        ready = self.ready
+        return ready.done() and not ready.cancelled() and ready.exception() is None
 
     async def close(self) -> None:
         """End every connection. Idempotent."""

@@ -21,7 +21,15 @@ _LEAST_API = (1, 40)
 _NO_WORKSPACES = frozenset(
     ("bin", "dev", "etc", "lib", "lib64", "proc", "sbin", "sys", "tmp", "usr")
 )
-_NO_PYTHON = ("exec python3 failed", '"python3": executable file not found')
+_ABSENT = ("exec python3 failed", '"python3": executable file not found')
+_NO_SHELL = "no bash and no /bin/sh in the slot"
+_NO_PYTHON = (
+    *_ABSENT,
+    "is too old: the sandbox server needs",
+    "ModuleNotFoundError: No module named",
+    "ended with exit code 126",
+    "ended with exit code 127",
+)
 
 
 def check_engine(name: str, version: Mapping[str, Any], info: Mapping[str, Any]) -> None:
@@ -127,16 +135,34 @@ def capabilities(config: DockerConfig, info: Mapping[str, Any], facts: HostFacts
 
 
 def lacks_python(reason: str) -> bool:
-    """Whether a container failed to start because its image has no python3."""
+    """Whether a container failed to start because its image has no python3, or none that can be used."""
     return any(sign in reason for sign in _NO_PYTHON)
 
 
-def way_out_without_python(config: DockerConfig) -> str:
+def lacks_shell(reason: str) -> bool:
+    """Whether slots failed to start because the image has no shell."""
+    return _NO_SHELL in reason
+
+
+def way_out_without_shell(config: DockerConfig) -> str:
     """What to tell then."""
+    return f"{_image(config)} has no /bin/sh (nor bash) to run commands with: take another image, or add a shell to it"
+
+
+def told_of_bringing(config: DockerConfig) -> str:
+    """What to tell when the driver's Python is brought along."""
+    why = "python is bring" if config.python == "bring" else "no usable python3 there"
+    return f"containers of {_image(config)} run their server by a copy of this machine's Python ({why})"
+
+
+def way_out_without_python(config: DockerConfig, reason: str) -> str:
+    """What to tell then."""
+    absent = any(sign in reason for sign in _ABSENT)
     return (
-        f"{_image(config)} has no python3, which the sandbox server in a container needs (3.8 or newer): take another "
-        "image, or add Python to this one in a Dockerfile (`RUN apt-get install -y python3`, `RUN apk add python3`) "
-        "and set `dockerfile`"
+        f"{_image(config)} has no {'' if absent else 'usable '}python3, which the sandbox server in a container needs "
+        f"(3.8 or newer){'' if absent else ': ' + reason}. Set python: bring (or auto), for a copy of this machine's "
+        "own; or take another image, or add Python to this one in a Dockerfile (`RUN apt-get install -y python3`, "
+        "`RUN apk add python3`) and set `dockerfile`"
     )
 
 

@@ -7,14 +7,16 @@ import logging
 import secrets
 import sys
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from agentenv_backends._aio import finish
 from agentenv_backends._owner import Owner
 from agentenv_backends._uids import RANGE_SIZE, UidRange, claim_uid_range
 from agentenv_backends.allow_list import AllowList
-from agentenv_backends.docker import examination, owners, workspaces
+from agentenv_backends.docker import bringing, examination, owners, workspaces
+from agentenv_backends.docker.boot import IMAGES_PYTHON
+from agentenv_backends.docker.bringing import BROUGHT, bring_python
 from agentenv_backends.docker.container import Container
 from agentenv_backends.docker.containers import create_options, host_settings
 from agentenv_backends.docker.engine import Engine
@@ -28,6 +30,8 @@ from agentenv_backends.errors import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from agentenv_backends.base import Capabilities
     from agentenv_backends.config import DockerConfig
     from agentenv_backends.connection import HostConnection
@@ -50,6 +54,12 @@ class _Ground:
     image_id: str
     maps_users: bool
     clock_offset_s: float
+    python: tuple[str, ...] = IMAGES_PYTHON
+    """What starts an interpreter in a container."""
+
+
+class _NoPythonError(HostStartError):
+    """The image has no Python that the sandbox server could run by."""
 
 
 class DockerProvider:
@@ -80,7 +90,7 @@ class DockerProvider:
                 self._ground = _Ground(
                     image["Id"], examination.maps_users(info), await engine.clock_offset_s()
                 )
-            host = await self.launch("trial")
+                host = await self._try_out(engine, image)
         except (EngineError, HostStartError) as error:
             raise BackendUnavailableError(f"the docker backend cannot work: {error}") from error
         await host.close()
@@ -92,6 +102,20 @@ class DockerProvider:
         if config.workspace_images:
             self.snapshot_cache = WorkspaceImages(config, image["Id"])
         return examination.capabilities(config, info, host.facts)
+
+    async def _try_out(self, engine: Engine, image: Mapping[str, Any]) -> HostConnection:
+        """The first host, by the image's Python or by ours."""
+        if self._config.python != "bring":
+            try:
+                return await self.launch("trial")
+            except _NoPythonError:
+                if self._config.python == "image":
+                    raise
+        _log.info("%s", examination.told_of_bringing(self._config))
+        assert self._ground is not None
+        image_id = await bring_python(engine, self._config, image)
+        self._ground = replace(self._ground, image_id=image_id, python=BROUGHT)
+        return await self.launch("trial")
 
     async def launch(self, host_id: str) -> HostConnection:
         """See `HostProvider.launch`. What may do better in a moment is tried again while there is time."""
@@ -123,18 +147,21 @@ class DockerProvider:
         expires = time.time() + ground.clock_offset_s + config.max_lifetime_s + _EXPIRY_MARGIN_S
         labels = owners.labels(self._run, Owner.me(), expires)
         allowed = AllowList(config.network_allow_list) if config.network_allow_list else None
-        container = Container(engine, name, uids, allowed)
+        container = Container(engine, name, uids, allowed, ground.python)
         try:
             return await container.bring_up(
                 host_id,
-                create_options(config, ground.image_id, labels),
-                host_settings(config, run_id, uid_base, RANGE_SIZE),
+                create_options(config, ground.image_id, labels, ground.python),
+                host_settings(config, run_id, uid_base, RANGE_SIZE, ground.python),
                 max(timeout_s, 1.0),
             )
         except BaseException as error:
             await finish(asyncio.create_task(container.undo()))
-            if examination.lacks_python(str(error)):
-                raise HostStartError(examination.way_out_without_python(config)) from error
+            reason = str(error)
+            if ground.python == IMAGES_PYTHON and examination.lacks_python(reason):
+                raise _NoPythonError(examination.way_out_without_python(config, reason)) from error
+            if examination.lacks_shell(reason):
+                raise HostStartError(examination.way_out_without_shell(config)) from error
             raise
 
     async def sweep(self, *, remove: bool = True) -> tuple[Leftover, ...]:
@@ -143,8 +170,13 @@ class DockerProvider:
             return await owners.sweep(engine, remove=remove)
 
     async def clear_cache(self, *, remove: bool = True) -> tuple[Leftover, ...]:
-        """Find the workspaces that the engine keeps for later runs; remove them if asked to. Raises `EngineError`."""
-        return await workspaces.clear(self._config.docker_host, remove=remove)
+        """Find the workspaces, and the images with a Python added, that the engine keeps for later runs; remove them if
+        asked to. Raises `EngineError`.
+        """
+        found: tuple[Leftover, ...] = ()
+        for label in (workspaces.KEY_LABEL, bringing.LABEL):
+            found += await workspaces.clear(self._config.docker_host, label, remove=remove)
+        return found
 
 
 def _claim_uids(host_id: str) -> UidRange:

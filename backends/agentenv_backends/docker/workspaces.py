@@ -16,6 +16,7 @@ import json
 import logging
 import tarfile
 import tempfile
+from math import inf
 from typing import IO, TYPE_CHECKING, NoReturn
 
 from agentenv_backends.docker.engine import Engine
@@ -80,23 +81,30 @@ class WorkspaceImages:
             await engine.import_image(layer, REPOSITORY, digest, labels, _TRANSFER_S)
             if older is not None:
                 await engine.remove_image(older["Id"])
-            await self._remove_the_least_used(engine, keep=_name(digest))
+            await remove_least_used(
+                engine,
+                KEY_LABEL,
+                most=self._config.workspace_images,
+                most_bytes=self._config.workspace_images_mb * _MB,
+                keep=_name(digest),
+            )
 
     def _digest(self, key: str) -> str:
         return hashlib.sha256(json.dumps([self._scope, key]).encode()).hexdigest()
 
-    async def _remove_the_least_used(self, engine: Engine, *, keep: str) -> None:
-        images = await engine.list_images(KEY_LABEL)
-        for image in beyond(
-            images, self._config.workspace_images, self._config.workspace_images_mb * _MB, keep
-        ):
-            await _removed(engine, image)
+
+async def remove_least_used(
+    engine: Engine, label: str, *, most: int, most_bytes: float = inf, keep: str
+) -> None:
+    """Remove images with this label, so that at most so many are left. Raises `EngineError`."""
+    for image in beyond(await engine.list_images(label), most, most_bytes, keep):
+        await _removed(engine, image)
 
 
-async def clear(docker_host: str | None, *, remove: bool) -> tuple[Leftover, ...]:
-    """Every workspace that the engine keeps, removed if asked to. Raises `EngineError`."""
+async def clear(docker_host: str | None, label: str, *, remove: bool) -> tuple[Leftover, ...]:
+    """Every image with this label that the engine keeps, removed if asked to. Raises `EngineError`."""
     async with Engine(docker_host) as engine:
-        found = await engine.list_images(KEY_LABEL)
+        found = await engine.list_images(label)
         gone = [remove and await _removed(engine, image) for image in found]
     return tuple(
         Leftover("image", image.name, "kept for later runs", removed)
@@ -104,7 +112,9 @@ async def clear(docker_host: str | None, *, remove: bool) -> tuple[Leftover, ...
     )
 
 
-def beyond(images: Sequence[ImageEntry], most: int, most_bytes: int, keep: str) -> list[ImageEntry]:
+def beyond(
+    images: Sequence[ImageEntry], most: int, most_bytes: float, keep: str
+) -> list[ImageEntry]:
     """What has to go so that at most so many, of so many bytes, are left; `keep` stays."""
     left, size, gone = 0, 0, []
     for image in sorted(images, key=lambda image: (image.name == keep, image.used), reverse=True):
@@ -119,7 +129,7 @@ async def _removed(engine: Engine, image: ImageEntry) -> bool:
     try:
         await engine.remove_image(image.image_id)
     except EngineError as error:
-        _log.warning("a kept workspace stays: %s", error)
+        _log.warning("an image kept for later runs stays: %s", error)
         return False
     return True
 

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from typing import Dict, List, Optional, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
 
 _MODULES = (
     "lean",
@@ -68,18 +68,18 @@ def source_of(module: str) -> str:
     return data.decode("utf-8")
 
 
-def boot_command(interpreter: str, bundle: int, stream: int) -> List[str]:
+def boot_command(interpreter: Sequence[str], bundle: int, stream: int) -> List[str]:
     """The command line of a slot's init, given the descriptors it inherits."""
-    return [interpreter, "-I", "-S", "-X", "utf8", "-c", _BOOT, str(bundle), str(stream)]
+    return [*interpreter, "-I", "-S", "-X", "utf8", "-c", _BOOT, str(bundle), str(stream)]
 
 
-def compile_bundle(interpreter: str) -> int:
+def compile_bundle(interpreter: Sequence[str]) -> int:
     """A sealed memory file with the compiled modules. Raises `InterpreterError`."""
     sources: Dict[str, Optional[str]] = {_PACKAGE: None, "boot": source_of("slot_boot")}
     sources.update((_PACKAGE + "." + module, source_of(module)) for module in _MODULES)
     try:
         done = subprocess.run(  # noqa: S603
-            [interpreter, "-I", "-S", "-X", "utf8", "-c", _COMPILE],
+            [*interpreter, "-I", "-S", "-X", "utf8", "-c", _COMPILE],
             input=json.dumps(sources).encode("ascii"),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -88,11 +88,13 @@ def compile_bundle(interpreter: str) -> int:
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise InterpreterError(
-            "cannot run the slots' interpreter %s: %s" % (interpreter, error)
+            "cannot run the slots' interpreter %s: %s" % (interpreter[-1], error)
         ) from error
     if done.returncode != 0:
         text = done.stderr.decode("utf-8", "replace").strip()[-500:]
-        raise InterpreterError("the slots' interpreter %s cannot be used: %s" % (interpreter, text))
+        raise InterpreterError(
+            "the slots' interpreter %s cannot be used: %s" % (interpreter[-1], text)
+        )
     return memory_file("slot", done.stdout)
 
 

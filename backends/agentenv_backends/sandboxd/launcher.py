@@ -10,7 +10,7 @@ import shutil
 import signal
 import socket
 import tempfile
-from typing import Any, Dict, List, NoReturn, Optional, Tuple
+from typing import Any, Dict, List, NoReturn, Optional, Sequence, Tuple
 
 from . import bundle, bwrap, cgroups, host_limits, leftovers, names, reset, seccomp
 from .lean import PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, prctl
@@ -305,7 +305,7 @@ class Launcher:
         release = tuple(int(part) for part in platform.release().split(".")[:2] if part.isdigit())
         return self.confined and (self.drops_uid or release >= _USERNS_COUNTS)
 
-    def _find_interpreter(self) -> Tuple[str, int]:
+    def _find_interpreter(self) -> Tuple[Sequence[str], int]:
         reasons = []
         for path in bundle.find_interpreter(self.settings.python):
             if self.confined and not self._visible(path):
@@ -315,7 +315,8 @@ class Launcher:
                 )
                 continue
             try:
-                return path, bundle.compile_bundle(path)
+                command = (*self.settings.python_loader, path)
+                return command, bundle.compile_bundle(command)
             except bundle.InterpreterError as error:
                 reasons.append(str(error))
         raise HostError("; ".join(reasons))

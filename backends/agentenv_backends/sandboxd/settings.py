@@ -55,6 +55,8 @@ class HostSettings:
     """For isolation `user` with one slot: its commands run as the container's root, and the slot is opened once."""
     python: str = ""
     """Interpreter for the slots' own init, 3.8 or newer, visible inside. Empty: the system's, else the host's own."""
+    python_loader: Tuple[str, ...] = ()
+    """What starts that interpreter, before its path: a dynamic loader and its options, where the system has none."""
     readonly_paths: Tuple[str, ...] = ()
     """Folders of the host that slots may read, at the same place."""
     require: Tuple[str, ...] = ()

@@ -77,3 +77,13 @@ async def test_a_compose_file_is_refused_with_the_reason(tmp_path):
     result = await run(write_task(tmp_path / "t", TOML, files))
     assert "several services" in str(result.error)
     assert result.failure_cause is FailureCause.HARBOR_FAILED
+
+
+async def test_a_task_is_solved_in_an_image_with_nothing_but_a_shell(tmp_path, busybox_image):
+    toml = TOML.replace("[environment]\n", f'[environment]\ndocker_image = "{busybox_image}"\n')
+    shell = "#!/bin/sh\n"
+    solution = f"{shell}expr 6 \\* 7 > /workspace/made\n"
+    tests = CHECKING.replace("#!/bin/bash\n", shell).replace("/app/", "/workspace/")
+    task = write_task(tmp_path / "t", toml, tests=tests, solution=solution)
+    result = await run(task)
+    assert (result.error, result.reward) == (None, 1.0)

@@ -312,12 +312,49 @@ async def test_an_image_without_python_is_named_with_the_way_out(engine):
         container.end(127)
 
     engine.on_start = crash
-    provider = DockerProvider(config(engine))
+    provider = DockerProvider(config(engine, python="image"))
     with pytest.raises(
-        BackendUnavailableError, match=r"image tools:1 has no python3.*install -y python3"
+        BackendUnavailableError,
+        match=r"image tools:1 has no python3.*python: bring.*install -y python3",
     ):
         await provider.prepare()
     assert not engine.containers
+
+
+@pytest.mark.parametrize(
+    ("words", "exit_code"),
+    [
+        (b"Python 3.5 is too old: the sandbox server needs 3.8 or newer", 1),
+        (b"ModuleNotFoundError: No module named 'select'", 1),
+        (b"python3: error while loading shared libraries: libpython3.so", 127),
+    ],
+)
+async def test_a_python_that_cannot_be_used_is_told_with_its_own_words(engine, words, exit_code):
+    def crash(container):
+        container.main.say(words, kind=2)
+        container.end(exit_code)
+
+    engine.on_start = crash
+    message = f"no usable python3.*{words.decode()}.*python: bring"
+    with pytest.raises(BackendUnavailableError, match=message):
+        await DockerProvider(config(engine, python="image")).prepare()
+
+
+@pytest.mark.parametrize(
+    ("described", "message"),
+    [
+        ({"Architecture": "z80"}, r"is for z80 processors and this machine's Python for"),
+        ({"Config": {"OnBuild": ["RUN make"]}}, r"ONBUILD.*set `dockerfile`"),
+    ],
+)
+async def test_an_image_that_no_python_can_be_brought_to_is_refused_with_the_way_out(
+    engine, described, message
+):
+    engine.images["tools:1"] = {"Id": "sha256:1", **described}
+    provider = DockerProvider(config(engine, python="bring"))
+    with pytest.raises(BackendUnavailableError, match=message):
+        await provider.prepare()
+    assert "create" not in engine.calls
 
 
 async def test_an_image_with_volumes_is_refused_where_trajectories_would_share_them(engine):

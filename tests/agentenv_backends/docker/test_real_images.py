@@ -8,6 +8,8 @@ import tarfile
 
 import pytest
 
+from agentenv_backends.docker.bringing import bring_python
+from agentenv_backends.docker.engine import Engine
 from agentenv_backends.docker.provider import DockerProvider
 from agentenv_backends.errors import BackendUnavailableError
 from tests.agentenv_backends.docker.real import Ground, existing, small
@@ -31,10 +33,20 @@ async def bare_image(docker, tmp_path):
 
 
 async def test_an_image_without_python_is_refused_with_the_way_out(bare_image):
-    provider = DockerProvider(small(image=bare_image))
+    provider = DockerProvider(small(image=bare_image, python="image"))
     with pytest.raises(BackendUnavailableError, match=rf"{bare_image} has no python3"):
         await provider.prepare()
     assert not set(provider.container_names.values()) & await existing()
+
+
+async def test_an_image_without_a_shell_is_refused_with_the_way_out(bare_image):
+    provider = DockerProvider(small(image=bare_image))
+    with pytest.raises(BackendUnavailableError, match=rf"{bare_image} has no /bin/sh"):
+        await provider.prepare()
+    async with Engine() as engine:
+        image = await engine.find_image(bare_image)
+        assert image is not None
+        await engine.remove_image(await bring_python(engine, small(), image))
 
 
 async def test_a_missing_image_is_refused_with_the_engines_words():

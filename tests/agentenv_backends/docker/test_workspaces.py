@@ -115,7 +115,7 @@ class TestWithAnEngine:
 
     async def test_cleanup_finds_what_is_kept(self, cache):
         await cache.store("key", KeptSnapshot(b"x", b""))
-        found = await workspaces.clear(None, remove=False)
+        found = await workspaces.clear(None, KEY_LABEL, remove=False)
         assert f"{workspaces.REPOSITORY}:{cache._digest('key')}" in {thing.name for thing in found}
         assert not any(thing.removed for thing in found)
 
