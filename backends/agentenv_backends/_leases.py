@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from agentenv_backends._deadlines import Deadlines
@@ -16,6 +17,13 @@ if TYPE_CHECKING:
     from agentenv_backends.host import Host
 
 T = TypeVar("T")
+
+SIGN_OF_LIFE_S = 0.9
+"""How long a host may take to show that it is there, once a call has passed its deadline. A round trip takes
+milliseconds, across an ocean a third of a second; so calls on a host that vanished end within a second after their
+deadlines."""
+_STALL_S = 0.5
+"""A driver whose own timer rings so late was busy, and may not have read the answer yet."""
 
 _LEGAL_STEPS = {
     SlotState.AVAILABLE: {SlotState.ACQUIRED, SlotState.LOST},
@@ -35,7 +43,7 @@ def advance(slot: Slot, state: SlotState) -> None:
 class _Call:
     """What is under way in the task that made this, which can be interrupted there as by a timeout."""
 
-    __slots__ = ("_earlier_cancellations", "_has_ended", "_task", "interrupted")
+    __slots__ = ("_earlier_cancellations", "_has_ended", "_task", "doubts", "interrupted", "why")
 
     def __init__(self) -> None:
         task = asyncio.current_task()
@@ -44,11 +52,15 @@ class _Call:
         self._earlier_cancellations = task.cancelling()
         self._has_ended = False
         self.interrupted = False
+        self.why = ""
+        """What became of it, when it was interrupted for being late."""
+        self.doubts: asyncio.Task[None] | None = None
+        """Asks the host for signs of life, once this is late."""
 
-    def interrupt(self) -> None:
+    def interrupt(self, why: str = "") -> None:
         """Cancel what is under way, unless it has ended."""
         if not self._has_ended and not self.interrupted:
-            self.interrupted = True
+            self.interrupted, self.why = True, why
             self._task.cancel()
 
     def end(self) -> bool:
@@ -56,6 +68,8 @@ class _Call:
         if self._has_ended:
             return False
         self._has_ended = True
+        if self.doubts is not None:
+            self.doubts.cancel()
         return self.interrupted and self._task.uncancel() <= self._earlier_cancellations
 
 
@@ -101,16 +115,16 @@ class Lease:
     ) -> T:
         """Await what the host does in this slot, `what` for short, which has its own deadline.
 
-        Returns or raises at the latest `grace_s` after that deadline, and those before it.
+        Returns or raises at the latest `grace_s` after that deadline, and those before it; and within a second after
+        it, unless the host shows that it is there (`SIGN_OF_LIFE_S`).
         """
         self.check()
         self.used = True
         self._owed_s += deadline_s
-        patience = self._owed_s + grace_s
         call = _Call()
         self._calls.add(call)
-        now = asyncio.get_running_loop().time()
-        self._deadlines.add(call, now + patience, call.interrupt)
+        at = asyncio.get_running_loop().time() + self._owed_s
+        self._deadlines.add(call, at, partial(self._doubt, call, self._owed_s, grace_s))
         try:
             return await work()
         except asyncio.CancelledError as error:
@@ -118,15 +132,39 @@ class Lease:
                 raise
             if self.ended is not None:
                 raise _again(self.ended) from None
-            raise SandboxTimeoutError(
-                f"slot {self.slot.slot_id} gave no answer to {what} within {patience:g} s, "
-                f"{grace_s:g} s after the deadline it was to keep itself"
-            ) from error
+            message = f"slot {self.slot.slot_id} gave no answer to {what} within {call.why}"
+            raise SandboxTimeoutError(message) from error
         finally:
             call.end()
             self._calls.discard(call)
             self._deadlines.remove(call)
             self._owed_s -= deadline_s
+
+    def _doubt(self, call: _Call, owed_s: float, grace_s: float) -> None:
+        """A call is late: as long as its host is there it may be about to answer, until the grace is over."""
+        why = f"{owed_s + grace_s:g} s, {grace_s:g} s after the deadline it was to keep itself"
+        at = asyncio.get_running_loop().time() + grace_s
+        self._deadlines.add(call, at, partial(call.interrupt, why))
+        why = f"its deadline of {owed_s:g} s, and host {self.slot.host_id} gave no sign of life after it"
+        name = f"signs of life of host {self.slot.host_id}"
+        call.doubts = asyncio.create_task(self._look_for_life(call, why), name=name)
+
+    async def _look_for_life(self, call: _Call, why: str) -> None:
+        """Interrupt a call when its host leaves a question unanswered; ask again and again, for it may vanish yet."""
+        loop = asyncio.get_running_loop()
+        while True:
+            due = loop.time() + SIGN_OF_LIFE_S
+            try:
+                async with asyncio.timeout_at(due):
+                    await self.host.ping()
+            except TimeoutError:
+                if loop.time() - due > _STALL_S:
+                    continue
+                call.interrupt(why)
+                return
+            except InfrastructureError:
+                return  # the host is known to be lost, which ends the call too
+            await asyncio.sleep(due - loop.time())
 
 
 def _again(error: InfrastructureError) -> InfrastructureError:

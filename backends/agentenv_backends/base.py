@@ -112,7 +112,8 @@ class Backend(Protocol):
     Guarantees, for every implementation (the conformance suite holds them):
 
     * A slot handed out is indistinguishable from a new one.
-    * `execute` returns within the request's deadline plus `grace_s`, or raises `SandboxTimeoutError`.
+    * `execute` returns within the request's deadline plus `grace_s`, or raises `SandboxTimeoutError`; within a second
+      after the deadline already when the host gives no sign of life then.
     * A request runs at most once. When its outcome cannot be known, `HostLostError` or `SlotLostError` is raised.
     * After `stop` no process, container, socket or temporary file of this backend is left.
 

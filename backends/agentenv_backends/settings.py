@@ -80,4 +80,5 @@ class PoolSettings:
     default_timeout_s: float = 30.0
     """Deadline of requests that carry none (files)."""
     grace_s: float = 5.0
-    """How much later than a request's own deadline the pool stops waiting for the answer."""
+    """How much later than a request's own deadline the pool stops waiting for the answer of a host that is there; of
+    one that gives no sign of life, a second."""

@@ -315,6 +315,47 @@ async def test_an_answer_that_never_comes_ends_with_its_own_error_after_the_comm
 
 
 @in_virtual_time
+async def test_a_call_on_a_host_that_gives_no_sign_of_life_ends_within_a_second_of_its_deadline():
+    provider = FakeProvider()
+    async with fake_pool(provider, grace_s=5) as pool:
+        slot = await pool.acquire("a")
+        provider.live[slot.host_id].freeze()
+        before = asyncio.get_running_loop().time()
+        with pytest.raises(SandboxTimeoutError, match=r"deadline of 3 s, and host h1 gave no sign"):
+            await pool.execute(slot, ExecRequest("true", timeout_s=3))
+        assert 3 < asyncio.get_running_loop().time() - before <= 4
+
+
+@in_virtual_time
+async def test_a_host_that_vanishes_while_it_is_waited_for_is_given_up_before_the_grace_is_over():
+    provider = FakeProvider(faults=Faults(exec_hangs=1.0))
+    async with fake_pool(provider, grace_s=60) as pool:
+        slot = await pool.acquire("a")
+        loop = asyncio.get_running_loop()
+        loop.call_later(10, provider.live[slot.host_id].freeze)
+        before = loop.time()
+        with pytest.raises(SandboxTimeoutError, match="no sign of life"):
+            await pool.execute(slot, ExecRequest("true", timeout_s=3))
+        assert 10 < loop.time() - before <= 12
+
+
+@in_virtual_time
+async def test_an_answer_after_the_deadline_counts_when_the_host_is_there():
+    provider = FakeProvider(faults=Faults(latency_s=(0.5, 0.5)))
+    async with fake_pool(provider, grace_s=5) as pool:
+        slot = await pool.acquire("a")
+        before = asyncio.get_running_loop().time()
+        answer = await pool.execute(slot, ExecRequest("sleep 99", timeout_s=10))
+        assert answer.status is ExecStatus.TIMED_OUT
+        assert asyncio.get_running_loop().time() - before == pytest.approx(10.5)
+        await asyncio.sleep(0.1)
+        names = {task.get_name() for task in asyncio.all_tasks()}
+        assert "health of host h1" in names
+        assert "signs of life of host h1" not in names
+        await pool.release(slot)
+
+
+@in_virtual_time
 async def test_requests_queued_in_one_slot_each_get_the_time_of_those_before_them():
     async with fake_pool(grace_s=1) as pool:
         slot = await pool.acquire("a")

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
+import signal
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,12 +15,14 @@ from agentenv.process import process
 from agentenv.run.directory import RunDirectory, read_groups
 from agentenv.run.progress import QuietProgress
 from agentenv_backends.config import ModalConfig
+from agentenv_backends.errors import SandboxTimeoutError
 from agentenv_backends.modal.provider import ModalProvider
-from agentenv_backends.pool import SlotPool
 from tests.emulators.modal.running import EmulatedModal
 from tests.faults.ledger_env import ledger_env
+from tests.faults.overruns import TimedPool, call_on_a_host_that_falls_silent
 from tests.faults.sandboxes import local_pool
 from tests.modal_service import MODAL, why_no_emulated_modal
+from tests.processes import descendants
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator
@@ -28,13 +30,14 @@ if TYPE_CHECKING:
 
     from agentenv.rollout import RolloutRecord
     from agentenv_backends.base import Slot
-    from agentenv_backends.requests import Request
-    from agentenv_backends.results import Result
+    from agentenv_backends.pool import SlotPool
+    from tests.processes import Process
 
 pytestmark = [pytest.mark.sandbox, pytest.mark.slow]
 _SHARE = 0.05
 _GROUP, _GROUPS = 8, 25
 _SLOTS, _SANDBOXES = 4, 4
+_SILENT_AFTER = 40
 _SWITCHED_OFF_AFTER = 80
 
 
@@ -48,33 +51,18 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[EmulatedModal]:
         yield server
 
 
-class TimedPool(SlotPool):
-    """Notes by how much calls overran the time they had, the grace of the contract included."""
-
-    def __init__(self, provider: ModalProvider, config: ModalConfig) -> None:
-        super().__init__(provider, config.pool_settings())
-        self.overran_s = 0.0
-        self.calls = 0
-
-    async def execute(self, slot: Slot, request: Request) -> Result:
-        started = time.monotonic()
-        allowed = getattr(request, "timeout_s", self.default_timeout_s) + self.grace_s
-        try:
-            return await super().execute(slot, request)
-        finally:
-            self.calls += 1
-            self.overran_s = max(self.overran_s, time.monotonic() - started - allowed)
-
-
 class Troublemaker(QuietProgress):
-    """Ends a sandbox for every twentieth rollout that ends, as at the end of its lifetime, and once switches the server
-    off and on again.
+    """Ends a sandbox for every twentieth rollout that ends, as at the end of its lifetime; once makes all sandboxes
+    answer nothing for a while, and once switches the server off and on again.
     """
 
-    def __init__(self, server: EmulatedModal) -> None:
+    def __init__(self, server: EmulatedModal, pool: SlotPool) -> None:
         super().__init__()
         self.sandboxes_ended = self.switched = 0
+        self.silent_call: Exception | None = None
+        """How a call ended whose sandbox fell silent under it."""
         self._server = server
+        self._pool = pool
         self._draw = random.Random(5)
         self._owed = 0.0
         self._work: set[asyncio.Task[None]] = set()
@@ -87,7 +75,10 @@ class Troublemaker(QuietProgress):
     def rollout_ended(self, record: RolloutRecord) -> None:
         super().rollout_ended(record)
         self._owed += _SHARE
-        if sum(self.counters.outcomes.values()) == _SWITCHED_OFF_AFTER:
+        ended = sum(self.counters.outcomes.values())
+        if ended == _SILENT_AFTER:
+            self._spawn(self._fall_silent())
+        if ended == _SWITCHED_OFF_AFTER:
             self._spawn(self._switch())
         if self._owed >= 1:
             self._owed -= 1
@@ -107,6 +98,22 @@ class Troublemaker(QuietProgress):
             await asyncio.to_thread(self._server.start)
             self.stumble()
             self.switched += 1
+
+    async def _fall_silent(self) -> None:
+        stopped: list[Process] = []
+
+        def stop(_: Slot) -> None:
+            for pid in self._server.processes():
+                stopped.extend(descendants(pid))
+            for process in stopped:
+                process.kill(signal.SIGSTOP)
+
+        async with self._one_at_a_time:
+            try:
+                self.silent_call = await call_on_a_host_that_falls_silent(self._pool, stop)
+            finally:
+                for process in stopped:
+                    process.kill(signal.SIGCONT)
 
     async def _end_one(self) -> None:
         async with self._one_at_a_time:
@@ -142,8 +149,8 @@ async def test_no_trouble_of_the_service_loses_a_group_or_changes_a_reward(
     undisturbed = await _collect(tmp_path / "undisturbed", local, QuietProgress())
     settings = {**MODAL, "slots": _SLOTS, "max_hosts": _SANDBOXES, "launch_timeout_s": 100}
     config = ModalConfig.model_validate(settings)
-    pool = TimedPool(ModalProvider(config), config)
-    trouble = Troublemaker(server)
+    pool = TimedPool(ModalProvider(config), config.pool_settings())
+    trouble = Troublemaker(server, pool)
     try:
         disturbed = await _collect(tmp_path / "disturbed", pool, trouble)
     finally:
@@ -160,4 +167,5 @@ async def test_no_trouble_of_the_service_loses_a_group_or_changes_a_reward(
     assert disturbed == undisturbed
     assert len({score for group in disturbed.values() for score in group["scores"]}) > 1
     assert pool.calls > _GROUPS * _GROUP * 3
-    assert pool.overran_s <= 1.0
+    assert 0 < pool.worst_overrun_s <= 1.0
+    assert isinstance(trouble.silent_call, SandboxTimeoutError)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +15,14 @@ import pytest
 from agentenv.process import process
 from agentenv.run.directory import RunDirectory, read_groups
 from agentenv.run.progress import QuietProgress
+from agentenv_backends.errors import SandboxTimeoutError
 from agentenv_backends.nomad.provider import NomadProvider
-from agentenv_backends.pool import SlotPool
 from tests.agentenv_backends.nomad.cluster import live, small
 from tests.emulators.nomad.server import running_nomad
 from tests.faults.ledger_env import append_by_seed, ledger_env
+from tests.faults.overruns import TimedPool, call_on_a_host_that_falls_silent
 from tests.faults.sandboxes import local_pool
+from tests.processes import children, process_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,9 +30,9 @@ if TYPE_CHECKING:
     from agentenv.rollout import RolloutRecord
     from agentenv.testing import FakeRequest
     from agentenv_backends.base import Slot
-    from agentenv_backends.requests import Request
-    from agentenv_backends.results import Result
+    from agentenv_backends.pool import SlotPool
     from tests.emulators.nomad.server import Nomad
+    from tests.emulators.nomad.tasks import TaskRunner
 
 pytestmark = [pytest.mark.sandbox, pytest.mark.slow]
 _GROUP = 8
@@ -47,21 +50,6 @@ _log = logging.getLogger(__name__)
 def unhurried(request: FakeRequest) -> str:
     """As `append_by_seed`, with commands that take a moment, so that mishaps meet some of them."""
     return append_by_seed(request).replace("echo ", "sleep 1; echo ")
-
-
-class WatchedPool(SlotPool):
-    """Notes by how much any call overran its deadline."""
-
-    worst_overrun_s = float("-inf")
-
-    async def execute(self, slot: Slot, request: Request) -> Result:
-        began = time.monotonic()
-        try:
-            return await super().execute(slot, request)
-        finally:
-            allowed_s = getattr(request, "timeout_s", self.default_timeout_s)
-            overrun_s = time.monotonic() - began - allowed_s
-            self.worst_overrun_s = max(self.worst_overrun_s, overrun_s)
 
 
 class Counting(QuietProgress):
@@ -89,18 +77,25 @@ class Counting(QuietProgress):
 class Mishaps:
     """One after another, each met by rollouts under way."""
 
-    def __init__(self, nomad: Nomad, pool: SlotPool, progress: Counting) -> None:
+    def __init__(
+        self, nomad: Nomad, provider: NomadProvider, pool: SlotPool, progress: Counting
+    ) -> None:
         self.recoveries: dict[str, float] = {}
         """How long after the end of each there were as many hosts as there should be, and rollouts ended well."""
+        self.silent_call: Exception | None = None
+        """How a call ended whose host fell silent under it."""
         self._nomad = nomad
+        self._provider = provider
         self._pool = pool
         self._progress = progress
+        self._silent: list[TaskRunner] = []
 
     async def happen(self) -> None:
         for mishap in (
             self.restart,
             self.lose_a_node,
             self.reschedule,
+            self.fall_silent,
             self.ports_missing,
             self.server_errors,
             self.scaling_blocked,
@@ -136,6 +131,12 @@ class Mishaps:
                 alloc.runner.kill()
             await asyncio.sleep(0.02)
 
+    async def fall_silent(self) -> None:
+        """One answers nothing any more, while its connections stay; then it is gone."""
+        self.silent_call = await call_on_a_host_that_falls_silent(self._pool, self._stop_server)
+        for runner in self._silent:
+            runner.kill()
+
     async def ports_missing(self) -> None:
         self._nomad.faults.ports_missing_s = 5.0
         self._kill(1)
@@ -158,6 +159,15 @@ class Mishaps:
         self._kill(len(live(self._nomad)))
         await self._nomad.faults.server_errors(3.0, probability=0.5)
         self._nomad.faults.placement_s = 0.0
+
+    def _stop_server(self, slot: Slot) -> None:
+        wanted = self._provider.hosts[slot.host_id].allocation.allocation_id
+        alloc = next(each for each in live(self._nomad) if each.alloc_id == wanted)
+        assert alloc.runner is not None
+        assert alloc.runner.pid is not None
+        for server in (process_of(alloc.runner.pid), *children(alloc.runner.pid)):
+            server.kill(signal.SIGSTOP)
+        self._silent.append(alloc.runner)
 
     def _kill(self, count: int) -> None:
         for alloc in live(self._nomad)[:count]:
@@ -187,9 +197,10 @@ async def test_mishaps_of_a_cluster_lose_no_group_and_change_no_reward(tmp_path:
     sound = await _collect(tmp_path / "sound", local, QuietProgress())
     async with running_nomad(nodes=3) as nomad:
         config = small(nomad, slots=4, min_hosts=_HOSTS, max_hosts=4)
-        pool = WatchedPool(NomadProvider(config), config.pool_settings())
+        provider = NomadProvider(config)
+        pool = TimedPool(provider, config.pool_settings())
         progress = Counting()
-        mishaps = Mishaps(nomad, pool, progress)
+        mishaps = Mishaps(nomad, provider, pool, progress)
         nomad.faults.purge_lag_s = 0.5
         happening = asyncio.create_task(mishaps.happen())
         try:
@@ -208,4 +219,5 @@ async def test_mishaps_of_a_cluster_lose_no_group_and_change_no_reward(tmp_path:
     assert faulty == sound
     slow = {name: s for name, s in mishaps.recoveries.items() if s > _PATIENCE * _RECOVERY_S}
     assert not slow, mishaps.recoveries
-    assert pool.worst_overrun_s <= 1.0
+    assert isinstance(mishaps.silent_call, SandboxTimeoutError)
+    assert 0 < pool.worst_overrun_s <= 1.0

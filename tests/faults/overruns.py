@@ -1,0 +1,83 @@
+"""By how much calls overrun their deadlines, on a machine that may be busy with other things."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from agentenv_backends.errors import InfrastructureError
+from agentenv_backends.pool import SlotPool
+from agentenv_backends.requests import ExecRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from agentenv_backends.base import Slot
+    from agentenv_backends.requests import Request
+    from agentenv_backends.results import Result
+
+_TICK_S = 0.05
+_STANDSTILL_S = 0.4
+_SILENT_CALL_S = 2.0
+_log = logging.getLogger(__name__)
+
+
+class TimedPool(SlotPool):
+    """Notes the worst overrun of any call: of its own deadline, without the grace of the contract."""
+
+    calls = 0
+    worst_overrun_s = 0.0
+
+    async def execute(self, slot: Slot, request: Request) -> Result:
+        overrun = _Overrun(getattr(request, "timeout_s", self.default_timeout_s))
+        try:
+            return await super().execute(slot, request)
+        finally:
+            self.calls += 1
+            overrun_s = overrun.end()
+            if overrun_s:
+                _log.info("%s overran its deadline by %.2f s", request, overrun_s)
+            self.worst_overrun_s = max(self.worst_overrun_s, overrun_s)
+
+
+class _Overrun:
+    """Time past a deadline in which the driver ran. When it stood still that proves nothing about a host: the pool asks
+    the host again, and this counts from the start again.
+    """
+
+    def __init__(self, deadline_s: float) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._seconds = 0.0
+        self._seen = self._loop.time() + deadline_s
+        self._timer = self._loop.call_at(self._seen, self._tick)
+
+    def end(self) -> float:
+        self._timer.cancel()
+        return self._seconds
+
+    def _tick(self) -> None:
+        now = self._loop.time()
+        self._seconds += now - self._seen
+        if now - self._seen > _STANDSTILL_S:
+            self._seconds = 0.0
+        self._seen = now
+        self._timer = self._loop.call_later(_TICK_S, self._tick)
+
+
+async def call_on_a_host_that_falls_silent(
+    pool: SlotPool, silence: Callable[[Slot], None]
+) -> InfrastructureError | None:
+    """The error of a call whose host answers nothing from then on, though nothing tells that it is gone.
+
+    None: the call had an answer all the same.
+    """
+    slot = await pool.acquire("on a silent host")
+    try:
+        silence(slot)
+        await pool.execute(slot, ExecRequest("true", timeout_s=_SILENT_CALL_S))
+    except InfrastructureError as error:
+        return error
+    finally:
+        await pool.release(slot, reset_workspace=False)
+    return None
