@@ -1,11 +1,14 @@
 """The scheduler's books: which hosts and slots there are, and what was asked to be done about them.
 
-Decides nothing. Every change of a host or a slot is made here, so that the counts always add up and
-each change leaves exactly one action behind.
+Decides nothing. Every change of a host or a slot that anything is counted by is made here, so that the counts always
+add up and each change leaves exactly one action behind. What a plan asks for is kept at hand (which hosts have room, or
+are idle, or retire next), so that it takes no longer with a thousand hosts than with ten.
 """
 
 from __future__ import annotations
 
+import heapq
+from bisect import bisect_left, insort
 from collections import Counter
 from dataclasses import dataclass, field
 from enum import Enum
@@ -42,6 +45,8 @@ class FleetHost:
     """A host as the scheduler sees it."""
 
     host_id: str
+    serial: int
+    """Its place in the order of launches."""
     limits: Limits
     phase: HostPhase = HostPhase.LAUNCHING
     slots: dict[str, SlotPhase] = field(default_factory=dict)
@@ -65,8 +70,8 @@ class FleetHost:
     """When it has too little life left for another trajectory."""
     retired: bool = False
     """It takes no new trajectories, and is ended when it has none."""
-    needless_since: float | None = None
-    """Since when the pool could do without it."""
+    counted_free: int = 0
+    """Its share of `Fleet.free`."""
 
     @property
     def in_use(self) -> bool:
@@ -102,6 +107,34 @@ class FleetHost:
         return self.limits.slots_per_host - self.held
 
 
+class OldestFirst:
+    """Some of the hosts, in the order of their launches."""
+
+    def __init__(self) -> None:
+        self._serials: list[int] = []
+        self._hosts: dict[int, FleetHost] = {}
+
+    def __len__(self) -> int:
+        return len(self._serials)
+
+    def __iter__(self) -> Iterator[FleetHost]:
+        return map(self._hosts.__getitem__, self._serials)
+
+    def __reversed__(self) -> Iterator[FleetHost]:
+        return map(self._hosts.__getitem__, reversed(self._serials))
+
+    def keep(self, host: FleetHost, belongs: bool) -> None:
+        """Have `host` in it, or not."""
+        if belongs == (host.serial in self._hosts):
+            return
+        if belongs:
+            insort(self._serials, host.serial)
+            self._hosts[host.serial] = host
+        else:
+            del self._serials[bisect_left(self._serials, host.serial)]
+            del self._hosts[host.serial]
+
+
 class Fleet:
     """All hosts, oldest first, and their slots. `actions` gathers what is to be done."""
 
@@ -110,6 +143,19 @@ class Fleet:
         self.hosts: dict[str, FleetHost] = {}
         self.replacing = 0
         """Slots being closed that will be followed by a new one."""
+        self.free = 0
+        """Slots that nobody holds, of all lasting hosts; see `FleetHost.free`."""
+        self.lasting = OldestFirst()
+        """Hosts that are up and take trajectories."""
+        self.retired = OldestFirst()
+        """Hosts that are up and take no new trajectories."""
+        self.roomy = OldestFirst()
+        """Hosts that are up and may open further slots."""
+        self.idle = OldestFirst()
+        """Lasting hosts in which nothing goes on."""
+        self._offering = OldestFirst()
+        self._retirements: list[tuple[float, int, FleetHost]] = []
+        self._host_phases: Counter[HostPhase] = Counter()
         self._limits = limits
         self._by_slot: dict[str, FleetHost] = {}
         self._phases: Counter[SlotPhase] = Counter()
@@ -122,13 +168,17 @@ class Fleet:
         """Hosts that are up."""
         return (host for host in self.hosts.values() if host.phase is HostPhase.LIVE)
 
-    def lasting(self) -> Iterator[FleetHost]:
-        """Hosts that are up and take trajectories."""
-        return (host for host in self.live() if not host.retired)
-
     def count(self, phase: HostPhase) -> int:
         """Hosts in `phase`."""
-        return sum(host.phase is phase for host in self.hosts.values())
+        return self._host_phases[phase]
+
+    @property
+    def next_retirement(self) -> float:
+        """When the next host is to be retired."""
+        heap = self._retirements
+        while heap and (heap[0][2].retired or heap[0][2].phase is not HostPhase.LIVE):
+            heapq.heappop(heap)
+        return heap[0][0] if heap else inf
 
     def slots(self, phase: SlotPhase) -> int:
         """Slots in `phase`, on all hosts."""
@@ -144,17 +194,50 @@ class Fleet:
     def launch(self) -> None:
         """Start one more host."""
         self._last_host += 1
-        host = FleetHost(f"{self._limits.host_prefix}h{self._last_host}", self._limits)
+        serial = self._last_host
+        host = FleetHost(f"{self._limits.host_prefix}h{serial}", serial, self._limits)
         self.hosts[host.host_id] = host
+        self._host_phases[host.phase] += 1
         self.actions.append(LaunchHost(host.host_id))
+
+    def go_live(self, host: FleetHost, retires_at: float) -> None:
+        """A host is up, until it is to be retired."""
+        self._pass_to(host, HostPhase.LIVE)
+        host.retires_at = retires_at
+        if retires_at < inf:
+            heapq.heappush(self._retirements, (retires_at, host.serial, host))
+        self._note(host)
+
+    def retire_next(self) -> None:
+        """Have the host whose turn it is, of which there must be one, take no new trajectories."""
+        host = heapq.heappop(self._retirements)[2]
+        host.retired = True
+        self._note(host)
+
+    def pin(self, host: FleetHost, count: int) -> None:
+        """So many more things lie on a host that must not go with it for being idle."""
+        host.pins += count
+        self._note(host)
+
+    def quarantine(self, host: FleetHost, trouble: str) -> None:
+        """One more slot of a host could not be closed."""
+        host.quarantined += 1
+        host.trouble = trouble
+        self._note(host)
+
+    def forget(self, host_id: str) -> None:
+        """Nothing of a host is left, or it never came up. Unknown ids are no error."""
+        host = self.hosts.pop(host_id, None)
+        if host is not None:
+            self._host_phases[host.phase] -= 1
 
     def end(self, host: FleetHost, reason: str) -> None:
         """End a host; its slots go with it, whatever they are in the middle of."""
         for slot_id in list(host.slots):
             self.forget_slot(host, slot_id)
         host.available.clear()
-        host.phase = HostPhase.CLOSING
-        host.needless_since = None
+        self._pass_to(host, HostPhase.CLOSING)
+        self._note(host)
         self.actions.append(CloseHost(host.host_id, reason))
 
     # --- Slots -----------------------------------------------------------------------------------
@@ -169,12 +252,12 @@ class Fleet:
 
     def make_available(self, host: FleetHost, slot_id: str) -> None:
         """A slot may be handed out."""
-        self._enter(host, slot_id, SlotPhase.AVAILABLE)
         host.available.append(slot_id)
+        self._enter(host, slot_id, SlotPhase.AVAILABLE)
 
     def grant(self, ticket: int) -> None:
         """Hand an available slot, of which there must be one, to whoever has `ticket`."""
-        host = next(host for host in self.hosts.values() if host.available)
+        host = next(iter(self._offering))
         slot_id = host.available.pop()
         self._enter(host, slot_id, SlotPhase.HELD)
         self.actions.append(Grant(ticket, host.host_id, slot_id))
@@ -198,6 +281,7 @@ class Fleet:
         if slot_id in host.replaced:
             host.replaced.remove(slot_id)
             self.replacing -= 1
+        self._note(host)
 
     def _enter(self, host: FleetHost, slot_id: str, phase: SlotPhase) -> None:
         old = host.slots.get(slot_id)
@@ -206,3 +290,22 @@ class Fleet:
         self._phases[phase] += 1
         host.held += (phase is SlotPhase.HELD) - (old is SlotPhase.HELD)
         host.slots[slot_id] = phase
+        self._note(host)
+
+    def _pass_to(self, host: FleetHost, phase: HostPhase) -> None:
+        self._host_phases[host.phase] -= 1
+        self._host_phases[phase] += 1
+        host.phase = phase
+
+    def _note(self, host: FleetHost) -> None:
+        """A host has changed: what is known of all together changes with it."""
+        live = host.phase is HostPhase.LIVE
+        lasts = live and not host.retired
+        self.lasting.keep(host, lasts)
+        self.retired.keep(host, live and host.retired)
+        self.roomy.keep(host, live and host.room > 0)
+        self.idle.keep(host, lasts and host.idle)
+        self._offering.keep(host, bool(host.available))
+        free = host.free if lasts else 0
+        self.free += free - host.counted_free
+        host.counted_free = free

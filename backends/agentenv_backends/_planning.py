@@ -46,12 +46,13 @@ class Planner:
         self._launch_at = -inf
         self._wasted = 0
         self._ahead_at = -inf
+        self._needless: dict[str, float] = {}
+        """Hosts that the pool could do without now -> since when it could."""
 
     @property
     def gave_up(self) -> bool:
         """Whether no host can be had: none is left, and launches fail one after another."""
-        hosts = self._fleet.hosts.values()
-        usable = any(host.phase is not HostPhase.CLOSING for host in hosts)
+        usable = self._fleet.count(HostPhase.LAUNCHING) + self._fleet.count(HostPhase.LIVE)
         return self._failed_launches >= self._limits.launch_attempts and not usable
 
     def plan(self, waiting: int) -> None:
@@ -63,8 +64,7 @@ class Planner:
         at_once = max(waiting - there, 0 if coming else 1)
         self._launch(self._open(waiting + self._ahead() - there, at_once), waiting)
         self._end_needless(waiting)
-        soonest = min((host.retires_at for host in fleet.lasting()), default=inf)
-        self.wake_at = min(self.wake_at, soonest)
+        self.wake_at = min(self.wake_at, fleet.next_retirement)
 
     def retire(self) -> None:
         """Take no more trajectories to hosts whose time has come, and end those that have none.
@@ -72,10 +72,9 @@ class Planner:
         Snapshots that lie there go a little earlier than they would; whoever needs one has it made anew.
         """
         now = self._clock()
-        for host in list(self._fleet.live()):
-            host.retired = host.retired or host.retires_at <= now
-            if not host.retired:
-                continue
+        while self._fleet.next_retirement <= now:
+            self._fleet.retire_next()
+        for host in list(self._fleet.retired):
             for slot_id in list(host.available):
                 self._fleet.discard(host, slot_id, replace=False)
             if not host.in_use:
@@ -119,18 +118,20 @@ class Planner:
 
     def _open(self, wanted: int, at_once: int) -> int:
         """Open up to `at_once` of `wanted` slots, or more later; return how many there is no room for."""
-        for host in self._fleet.live() if wanted > 0 else ():
+        for host in list(self._fleet.roomy) if wanted > 0 else ():
             room = host.room
-            if room and host.retry_at > self._clock():
+            if host.retry_at > self._clock():
                 self.wake_at = min(self.wake_at, host.retry_at)
                 if host.failures < self._limits.slot_attempts:
                     wanted -= room  # only not yet
                 continue
-            taken = min(room, max(wanted, 0))
+            taken = min(room, wanted)
             wanted -= taken
             for _ in range(min(taken, at_once)):
                 self._fleet.open_slot(host)
                 at_once -= 1
+            if wanted <= 0:
+                break
         return wanted
 
     def _launch(self, missing_slots: int, waiting: int) -> None:
@@ -150,27 +151,27 @@ class Planner:
             return False
         if missing_slots > launching * limits.slots_per_host:
             return True
-        below_minimum = len(list(self._fleet.lasting())) + launching < limits.min_hosts
+        below_minimum = len(self._fleet.lasting) + launching < limits.min_hosts
         return below_minimum and (waiting > 0 or self._ahead_at <= self._clock())
 
     def _end_needless(self, waiting: int) -> None:
-        live = list(self._fleet.lasting())
-        may_end = 0 if waiting else len(live) - self._limits.min_hosts
-        spare = sum(host.free for host in live) - self._limits.warm_slots
-        for host in reversed(live):
-            if not (host.idle and may_end > 0 and host.free <= spare):
-                host.needless_since = None
-                continue
-            may_end -= 1
-            spare -= host.free
-            self._end_when_due(host)
+        fleet, since = self._fleet, self._needless
+        may_end = 0 if waiting else len(fleet.lasting) - self._limits.min_hosts
+        spare = fleet.free - self._limits.warm_slots
+        self._needless = {}
+        for host in list(reversed(fleet.idle)) if may_end > 0 else ():
+            if host.free <= spare:
+                may_end -= 1
+                spare -= host.free
+                self._end_when_due(host, since.get(host.host_id, self._clock()))
+            if may_end <= 0:
+                break
 
-    def _end_when_due(self, host: FleetHost) -> None:
-        if host.needless_since is None:
-            host.needless_since = self._clock()
-        due = host.needless_since + self._limits.idle_host_s
+    def _end_when_due(self, host: FleetHost, since: float) -> None:
+        due = since + self._limits.idle_host_s
         if due <= self._clock():
             self.idle_hosts += 1
             self._fleet.end(host, "idle")
         else:
+            self._needless[host.host_id] = since
             self.wake_at = min(self.wake_at, due)

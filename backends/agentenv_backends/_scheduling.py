@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING
 
 from agentenv_backends._actions import Action, Refuse
@@ -160,14 +161,14 @@ class Scheduler:
         """Something lies on this host that is still needed: do not end it for being idle."""
         host = self._fleet.hosts.get(host_id)
         if host:
-            host.pins += 1
+            self._fleet.pin(host, 1)
             self._plan()
 
     def unpin(self, host_id: str) -> None:
         """What one `pin` was for is no longer there, or no longer needed."""
         host = self._fleet.hosts.get(host_id)
         if host:
-            host.pins -= 1
+            self._fleet.pin(host, -1)
             self._plan()
 
     def tick(self) -> None:
@@ -179,9 +180,8 @@ class Scheduler:
     def host_launched(self, host_id: str, expires_at: float | None = None) -> None:
         """A host is up. It will end by itself at `expires_at`, by the clock; None: never."""
         host = self._fleet.hosts[host_id]
-        if expires_at is not None:
-            host.retires_at = expires_at - self.limits.trajectory_life_s
-        host.phase = HostPhase.LIVE
+        lives_until = inf if expires_at is None else expires_at
+        self._fleet.go_live(host, lives_until - self.limits.trajectory_life_s)
         self.counters.launched += 1
         if not self._running:
             self._fleet.end(host, "the backend was stopped")
@@ -196,7 +196,7 @@ class Scheduler:
 
     def host_failed(self, host_id: str, error: BackendError) -> None:
         """A host did not come up."""
-        self._fleet.hosts.pop(host_id, None)
+        self._fleet.forget(host_id)
         self.counters.failed_launches += 1
         self._planner.launch_failed(error)
         self._plan()
@@ -217,7 +217,7 @@ class Scheduler:
 
     def host_closed(self, host_id: str) -> None:
         """Nothing of a host is left (or nothing more can be done about it)."""
-        self._fleet.hosts.pop(host_id, None)
+        self._fleet.forget(host_id)
         self._plan()
 
     def slot_opened(self, slot_id: str) -> None:
@@ -272,8 +272,7 @@ class Scheduler:
         self._fleet.forget_slot(host, slot_id)
         if not clean:
             self.counters.quarantined += 1
-            host.quarantined += 1
-            host.trouble = f"slot {slot_id} could not be closed"
+            self._fleet.quarantine(host, f"slot {slot_id} could not be closed")
         elif replace and host.retry_at <= self._clock() and host.room:
             self._fleet.open_slot(host)
         self._end_if_useless(host)
