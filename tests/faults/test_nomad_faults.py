@@ -37,11 +37,12 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.sandbox, pytest.mark.slow]
 _GROUP = 8
 _GROUPS = 25
-_BETWEEN = 6
+_BETWEEN = 5
 """Rollouts between the end of one mishap and the next."""
 _WITHIN_S = 120.0
 _HOSTS = 3
 _RECOVERY_S = 5.0
+_SERVER_ERRORS_S = 30.0
 _PATIENCE = 6.0
 """How much longer than promised a recovery may take on a machine that is busy with other things."""
 _log = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ _log = logging.getLogger(__name__)
 
 def unhurried(request: FakeRequest) -> str:
     """As `append_by_seed`, with commands that take a moment, so that mishaps meet some of them."""
-    return append_by_seed(request).replace("echo ", "sleep 1; echo ")
+    return append_by_seed(request).replace("echo ", "sleep 2; echo ")
 
 
 class Counting(QuietProgress):
@@ -95,7 +96,6 @@ class Mishaps:
             self.restart,
             self.lose_a_node,
             self.reschedule,
-            self.fall_silent,
             self.ports_missing,
             self.server_errors,
             self.scaling_blocked,
@@ -131,7 +131,7 @@ class Mishaps:
                 alloc.runner.kill()
             await asyncio.sleep(0.02)
 
-    async def fall_silent(self) -> None:
+    async def _fall_silent(self) -> None:
         """One answers nothing any more, while its connections stay; then it is gone."""
         self.silent_call = await call_on_a_host_that_falls_silent(self._pool, self._stop_server)
         for runner in self._silent:
@@ -144,9 +144,11 @@ class Mishaps:
         self._nomad.faults.ports_missing_s = 0.0
 
     async def server_errors(self) -> None:
-        """While no call of the API succeeds a host goes too."""
+        """While no call of the API succeeds one host goes and another falls silent; the third has all the work."""
         self._kill(1)
-        await self._nomad.faults.server_errors(6.0)
+        async with asyncio.TaskGroup() as meanwhile:
+            meanwhile.create_task(self._nomad.faults.server_errors(_SERVER_ERRORS_S))
+            meanwhile.create_task(self._fall_silent())
 
     async def scaling_blocked(self) -> None:
         self._nomad.faults.scaling_blocked = True
@@ -194,7 +196,6 @@ async def _collect(path: Path, pool: SlotPool, progress: QuietProgress) -> dict[
 
 async def test_mishaps_of_a_cluster_lose_no_group_and_change_no_reward(tmp_path: Path):
     local, _ = local_pool(16)
-    sound = await _collect(tmp_path / "sound", local, QuietProgress())
     async with running_nomad(nodes=3) as nomad:
         config = small(nomad, slots=4, min_hosts=_HOSTS, max_hosts=4)
         provider = NomadProvider(config)
@@ -204,7 +205,10 @@ async def test_mishaps_of_a_cluster_lose_no_group_and_change_no_reward(tmp_path:
         nomad.faults.purge_lag_s = 0.5
         happening = asyncio.create_task(mishaps.happen())
         try:
-            faulty = await _collect(tmp_path / "faulty", pool, progress)
+            sound, faulty = await asyncio.gather(
+                _collect(tmp_path / "sound", local, QuietProgress()),
+                _collect(tmp_path / "faulty", pool, progress),
+            )
             assert happening.done(), "the run was over before all mishaps were"
         finally:
             happening.cancel()
