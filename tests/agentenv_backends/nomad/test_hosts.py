@@ -129,7 +129,7 @@ async def test_an_allocation_that_an_operator_stops_is_replaced(nomad):
     async with running_pool(nomad) as (pool, provider):
         slot = await pool.acquire("a")
         before = alloc_of(nomad, provider, slot)
-        nomad.cluster.stop_alloc(before.alloc_id)
+        nomad.cluster.jobs.stop_alloc(before.alloc_id)
         with pytest.raises(InfrastructureError, match=r"told to stop|SIGTERM"):
             await pool.execute(slot, ExecRequest("sleep 600", timeout_s=600))
         again = await pool.acquire("a")
@@ -301,7 +301,7 @@ async def test_a_job_of_somebody_else_is_left_alone(nomad):
     networks = [{"DynamicPorts": [{"Label": "http"}]}]
     group = {"Name": "g", "Count": 1, "Tasks": [task], "Networks": networks}
     job = {"ID": "tools", "Type": "service", "Datacenters": ["*"], "TaskGroups": [group]}
-    nomad.cluster.register({"Job": job})
+    nomad.cluster.jobs.register({"Job": job})
     await until(lambda: live(nomad))
     with pytest.raises(BackendUnavailableError, match="not one of ours"):
         async with running_pool(nomad, job_id="tools"):

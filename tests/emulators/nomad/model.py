@@ -19,6 +19,14 @@ SERVER_OVER = ("stop", "evict")
 CLIENT_OVER = ("complete", "failed", "lost")
 
 
+class Refused(Exception):  # noqa: N818 - the answer to a request
+    """A request that is answered with an error."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
 @dataclass(slots=True)
 class Node:
     """A machine of the cluster; its address is one of the loopback's."""

@@ -7,7 +7,6 @@ async with running_nomad(time_factor=0.05) as nomad:
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 import signal
 import sys
@@ -17,16 +16,21 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from tests.emulators.nomad.cluster import NO_LEADER, Cluster, Refused
-from tests.emulators.nomad.model import Node, State
+from tests.emulators.nomad.answers import (
+    as_json,
+    read_body,
+    read_duration,
+    read_flag,
+    send_half,
+    stub_of_job,
+    summary_of,
+)
+from tests.emulators.nomad.cluster import NO_LEADER, Cluster
+from tests.emulators.nomad.model import Node, Refused, State
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-_TRUE = ("1", "t", "T", "TRUE", "true", "True")
-_FALSE = ("0", "f", "F", "FALSE", "false", "False")
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _LONGEST_WAIT_S = 300.0
 _WITHOUT_LEADER = ("/v1/agent/self", "/v1/agent/health", "/v1/status/leader")
 
@@ -144,7 +148,7 @@ class _Api:
             and isinstance(answer, web.Response)
             and isinstance(answer.body, bytes)
         ):
-            return await _send_half(request, answer.body)
+            return await send_half(request, answer.body)
         return answer
 
     def _is_allowed(self, request: web.Request) -> bool:
@@ -159,14 +163,14 @@ class _Api:
         index = request.query.get("index", "0")
         if not index.isdecimal():
             raise Refused(400, "Invalid index")
-        wait_s = _duration(request.query.get("wait", "300s"))
+        wait_s = read_duration(request.query.get("wait", "300s"))
         if int(index) and not faults.early_return:
             wait_s += wait_s / 16 * faults.chance.random()
             await self._state.block(table, int(index), min(wait_s, _LONGEST_WAIT_S))
         told = max(1, self._state.index_of(table))
         if faults.index_back:
             faults.index_back, told = False, 1
-        answer = _json(value())
+        answer = as_json(value())
         answer.headers.update(
             {"X-Nomad-Index": str(told), "X-Nomad-LastContact": "0", "X-Nomad-KnownLeader": "true"}
         )
@@ -175,13 +179,13 @@ class _Api:
     # --- jobs --------------------------------------------------------------------------------------
 
     async def jobs(self, request: web.Request) -> web.Response:
-        prefix, with_meta = request.query.get("prefix", ""), _flag(request, "meta")
+        prefix, with_meta = request.query.get("prefix", ""), read_flag(request, "meta")
 
         def listing() -> list[dict[str, Any]]:
             found = [
                 job for name, job in sorted(self._state.jobs.items()) if name.startswith(prefix)
             ]
-            return [_job_stub(self._cluster, job, meta=with_meta) for job in found]
+            return [stub_of_job(self._cluster, job, meta=with_meta) for job in found]
 
         return await self._read(request, "jobs", listing)
 
@@ -195,7 +199,7 @@ class _Api:
         return job
 
     async def job_allocations(self, request: web.Request) -> web.Response:
-        job_id, of_all = request.match_info["id"], _flag(request, "all")
+        job_id, of_all = request.match_info["id"], read_flag(request, "all")
 
         def listing() -> list[dict[str, Any]]:
             job = self._state.jobs.get(job_id)
@@ -216,46 +220,48 @@ class _Api:
 
     async def summary(self, request: web.Request) -> web.Response:
         return await self._read(
-            request, "jobs", lambda: _summary(self._cluster, self._job(request))
+            request, "jobs", lambda: summary_of(self._cluster, self._job(request))
         )
 
     async def nothing(self, request: web.Request) -> web.Response:
         return await self._read(request, "jobs", list)
 
     async def register(self, request: web.Request) -> web.Response:
-        body = await _body(request)
+        body = await read_body(request)
         job_id = request.match_info.get("id")
         if job_id and (body.get("Job") or {}).get("ID") != job_id:
             raise Refused(400, "Job ID does not match")
-        return _json(self._cluster.register(body))
+        return as_json(self._cluster.jobs.register(body))
 
     async def plan(self, request: web.Request) -> web.Response:
-        return _json(self._cluster.plan(await _body(request)))
+        return as_json(self._cluster.jobs.plan(await read_body(request)))
 
     async def validate(self, request: web.Request) -> web.Response:
-        body = await _body(request)
+        body = await read_body(request)
         if not body.get("Job"):
             raise Refused(400, "Job must be specified")
-        return _json(
+        return as_json(
             {"DriverConfigValidated": True, "ValidationErrors": None, "Error": "", "Warnings": ""}
         )
 
     async def scale(self, request: web.Request) -> web.Response:
-        return _json(self._cluster.scale(request.match_info["id"], await _body(request)))
+        return as_json(self._cluster.jobs.scale(request.match_info["id"], await read_body(request)))
 
     async def scale_status(self, request: web.Request) -> web.Response:
         job_id = request.match_info["id"]
-        return await self._read(request, "jobs", lambda: self._cluster.scale_status(job_id))
+        return await self._read(request, "jobs", lambda: self._cluster.jobs.scale_status(job_id))
 
     async def evaluate(self, request: web.Request) -> web.Response:
-        return _json(self._cluster.force_evaluate(request.match_info["id"], await _body(request)))
+        return as_json(
+            self._cluster.jobs.force_evaluate(request.match_info["id"], await read_body(request))
+        )
 
     async def deregister(self, request: web.Request) -> web.Response:
         try:
-            purge = _flag(request, "purge")
+            purge = read_flag(request, "purge")
         except ValueError as error:
             raise Refused(500, str(error)) from error
-        return _json(self._cluster.deregister(request.match_info["id"], purge=purge))
+        return as_json(self._cluster.jobs.deregister(request.match_info["id"], purge=purge))
 
     # --- the rest ----------------------------------------------------------------------------------
 
@@ -279,7 +285,7 @@ class _Api:
         return await self._read(request, "allocs", found)
 
     async def stop_allocation(self, request: web.Request) -> web.Response:
-        return _json(self._cluster.stop_alloc(request.match_info["id"]))
+        return as_json(self._cluster.jobs.stop_alloc(request.match_info["id"]))
 
     async def evaluation(self, request: web.Request) -> web.Response:
         found = self._state.evals.get(request.match_info["id"])
@@ -299,102 +305,22 @@ class _Api:
         return await self._read(request, "nodes", lambda: found.stub(self._state.index))
 
     async def agent_self(self, _request: web.Request) -> web.Response:
-        return _json({"config": {"Version": {"Version": "1.10.0"}}, "member": {}, "stats": {}})
+        return as_json({"config": {"Version": {"Version": "1.10.0"}}, "member": {}, "stats": {}})
 
     async def agent_health(self, _request: web.Request) -> web.Response:
         ok = not self._cluster.faults.no_leader
         server = {"ok": ok, "message": "ok" if ok else NO_LEADER}
-        answer = _json({"client": {"ok": True, "message": "ok"}, "server": server})
+        answer = as_json({"client": {"ok": True, "message": "ok"}, "server": server})
         answer.set_status(200 if ok else 500)
         return answer
 
     async def leader(self, _request: web.Request) -> web.Response:
-        return _json("" if self._cluster.faults.no_leader else "127.0.0.1:4647")
+        return as_json("" if self._cluster.faults.no_leader else "127.0.0.1:4647")
 
 
 def _route(name: str) -> str:
     """A request without the ids in it."""
     return re.sub(r"/v1/(job|allocation|evaluation|node)/[^/]+", r"/v1/\1/:id", name)
-
-
-def _json(value: Any) -> web.Response:
-    return web.Response(
-        body=json.dumps(value).encode(), headers={"Content-Type": "application/json"}
-    )
-
-
-async def _send_half(request: web.Request, body: bytes) -> web.StreamResponse:
-    answer = web.StreamResponse(headers={"Content-Length": str(len(body))})
-    await answer.prepare(request)
-    await answer.write(body[: len(body) // 2])
-    assert request.transport is not None
-    request.transport.close()
-    return answer
-
-
-async def _body(request: web.Request) -> dict[str, Any]:
-    try:
-        value = await request.json()
-    except ValueError as error:
-        raise Refused(400, f"{error}") from error
-    if not isinstance(value, dict):
-        raise Refused(400, "json: cannot unmarshal")
-    return value
-
-
-def _flag(request: web.Request, name: str) -> bool:
-    text = request.query.get(name, "false")
-    if text not in (*_TRUE, *_FALSE):
-        raise ValueError(f'Failed to parse value of "{name}" ("{text}") as a bool')
-    return text in _TRUE
-
-
-def _duration(text: str) -> float:
-    parts = _DURATION.findall(text)
-    if not parts or _DURATION.sub("", text):
-        raise Refused(400, "Invalid wait time")
-    return sum(float(number) * _UNITS[unit] for number, unit in parts)
-
-
-def _job_stub(cluster: Cluster, job: dict[str, Any], *, meta: bool) -> dict[str, Any]:
-    stub = {
-        **{name: job.get(name) for name in ("ID", "Name", "Namespace", "Datacenters", "Type")},
-        **{name: job[name] for name in ("Priority", "Stop", "Status", "SubmitTime")},
-        **{name: job[name] for name in ("CreateIndex", "ModifyIndex", "JobModifyIndex")},
-        "ParentID": "",
-        "NodePool": job.get("NodePool", "default"),
-        "Periodic": False,
-        "ParameterizedJob": False,
-        "StatusDescription": "",
-        "JobSummary": _summary(cluster, job),
-    }
-    return stub | ({"Meta": job.get("Meta")} if meta else {})
-
-
-def _summary(cluster: Cluster, job: dict[str, Any]) -> dict[str, Any]:
-    names = {
-        "complete": "Complete",
-        "failed": "Failed",
-        "running": "Running",
-        "pending": "Starting",
-    }
-    names |= {"lost": "Lost", "unknown": "Unknown"}
-    groups = {}
-    for group in job["TaskGroups"]:
-        counts = dict.fromkeys(("Queued", *names.values()), 0)
-        for each in cluster.state.allocs_of(job["ID"]):
-            counts[names[each.client]] += 1
-        held = counts["Running"] + counts["Starting"]
-        counts["Queued"] = max(0, group["Count"] - held) if not job["Stop"] else 0
-        groups[group["Name"]] = counts
-    return {
-        "JobID": job["ID"],
-        "Namespace": job["Namespace"],
-        "Summary": groups,
-        "Children": {"Pending": 0, "Running": 0, "Dead": 0},
-        "CreateIndex": job["CreateIndex"],
-        "ModifyIndex": job["ModifyIndex"],
-    }
 
 
 async def _main() -> None:
