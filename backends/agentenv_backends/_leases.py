@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
@@ -18,12 +19,14 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-SIGN_OF_LIFE_S = 0.9
+_log = logging.getLogger(__name__)
+
+SIGN_OF_LIFE_S = 0.8
 """How long a host may take to show that it is there, once a call has passed its deadline. A round trip takes
 milliseconds, across an ocean a third of a second; so calls on a host that vanished end within a second after their
 deadlines."""
-_STALL_S = 0.5
-"""A driver whose own timer rings so late was busy, and may not have read the answer yet."""
+_LOOKS = 2
+"""A driver that stood still has not read the answer yet when the first of these is over, but has at the second."""
 
 _LEGAL_STEPS = {
     SlotState.AVAILABLE: {SlotState.ACQUIRED, SlotState.LOST},
@@ -151,20 +154,22 @@ class Lease:
 
     async def _look_for_life(self, call: _Call, why: str) -> None:
         """Interrupt a call when its host leaves a question unanswered; ask again and again, for it may vanish yet."""
-        loop = asyncio.get_running_loop()
+        loop, host_id = asyncio.get_running_loop(), self.slot.host_id
         while True:
-            due = loop.time() + SIGN_OF_LIFE_S
+            asked = loop.time()
+            ping = asyncio.create_task(self.host.ping(), name=f"question to host {host_id}")
             try:
-                async with asyncio.timeout_at(due):
-                    await self.host.ping()
-            except TimeoutError:
-                if loop.time() - due > _STALL_S:
-                    continue
+                for _ in range(_LOOKS):
+                    await asyncio.wait({ping}, timeout=SIGN_OF_LIFE_S / _LOOKS)
+            finally:
+                ping.cancel()
+            if not ping.done():
                 call.interrupt(why)
                 return
-            except InfrastructureError:
-                return  # the host is known to be lost, which ends the call too
-            await asyncio.sleep(due - loop.time())
+            if (error := ping.exception()) is not None:  # a loss is told to the call itself
+                _log.debug("host %s could not be asked for a sign of life: %s", host_id, error)
+                return
+            await asyncio.sleep(asked + SIGN_OF_LIFE_S - loop.time())
 
 
 def _again(error: InfrastructureError) -> InfrastructureError:

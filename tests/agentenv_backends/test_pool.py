@@ -1,5 +1,5 @@
 """The pool over fake hosts, in virtual time: no test here waits, whatever it sleeps."""
-# mypy: disable-error-code="no-untyped-call, union-attr"
+# mypy: disable-error-code="no-untyped-call, union-attr, attr-defined, method-assign"
 
 import asyncio
 import random
@@ -337,6 +337,27 @@ async def test_a_host_that_vanishes_while_it_is_waited_for_is_given_up_before_th
         with pytest.raises(SandboxTimeoutError, match="no sign of life"):
             await pool.execute(slot, ExecRequest("true", timeout_s=3))
         assert 10 < loop.time() - before <= 12
+
+
+@in_virtual_time
+async def test_a_driver_that_stood_still_holds_nothing_against_the_host():
+    provider = FakeProvider(faults=Faults(exec_hangs=1.0))
+    async with fake_pool(provider, grace_s=5) as pool:
+        slot = await pool.acquire("a")
+        loop = asyncio.get_running_loop()
+
+        async def answer_through_a_tunnel():
+            await asyncio.sleep(0.05)
+            for _ in range(10):  # turns of the loop in which others carry the answer on
+                await asyncio.sleep(0)
+
+        def stand_still():
+            loop._jumping.now += 2
+
+        provider.live[slot.host_id].ping = answer_through_a_tunnel
+        loop.call_later(3.01, stand_still)
+        with pytest.raises(SandboxTimeoutError, match="5 s after the deadline"):
+            await pool.execute(slot, ExecRequest("true", timeout_s=3))
 
 
 @in_virtual_time

@@ -42,27 +42,26 @@ class TimedPool(SlotPool):
 
 
 class _Overrun:
-    """Time past a deadline in which the driver ran. When it stood still that proves nothing about a host: the pool asks
-    the host again, and this counts from the start again.
+    """Time past a deadline, counted in turns of the driver's own clock: one that comes late, as others use the
+    processor, proves nothing about a host and counts as one. After a standstill the pool gives the host more time, and
+    this begins again.
     """
 
     def __init__(self, deadline_s: float) -> None:
         self._loop = asyncio.get_running_loop()
-        self._seconds = 0.0
-        self._seen = self._loop.time() + deadline_s
-        self._timer = self._loop.call_at(self._seen, self._tick)
+        self._due = self._loop.time() + deadline_s
+        self._turns = -1
+        self._timer = self._loop.call_at(self._due, self._tick)
 
     def end(self) -> float:
         self._timer.cancel()
-        return self._seconds
+        return max(0, self._turns) * _TICK_S
 
     def _tick(self) -> None:
-        now = self._loop.time()
-        self._seconds += now - self._seen
-        if now - self._seen > _STANDSTILL_S:
-            self._seconds = 0.0
-        self._seen = now
-        self._timer = self._loop.call_later(_TICK_S, self._tick)
+        stood_still = self._loop.time() - self._due > _STANDSTILL_S
+        self._turns = 0 if stood_still else self._turns + 1
+        self._due = self._loop.time() + _TICK_S
+        self._timer = self._loop.call_at(self._due, self._tick)
 
 
 async def call_on_a_host_that_falls_silent(
