@@ -104,28 +104,28 @@ async def test_a_command_over_its_timeout_is_killed(account: Account):
 async def test_files_are_written_and_read(account: Account):
     files = (await account.create()).filesystem
     content = os.urandom(3_000_000)
-    await files.write_bytes.aio(content, "/work/a/b")
-    assert await files.read_bytes.aio("/work/a/b") == content
-    assert (await files.stat.aio("/work/a/b")).size == len(content)
-    assert [entry.name for entry in await files.list_files.aio("/work/a")] == ["b"]
-    await files.make_directory.aio("/work/c/d")
-    await files.remove.aio("/work/a", recursive=True)
-    assert [entry.name for entry in await files.list_files.aio("/work")] == ["c"]
+    await files.write_bytes.aio(content, "/stuff/a/b")
+    assert await files.read_bytes.aio("/stuff/a/b") == content
+    assert (await files.stat.aio("/stuff/a/b")).size == len(content)
+    assert [entry.name for entry in await files.list_files.aio("/stuff/a")] == ["b"]
+    await files.make_directory.aio("/stuff/c/d")
+    await files.remove.aio("/stuff/a", recursive=True)
+    assert [entry.name for entry in await files.list_files.aio("/stuff")] == ["c"]
     with pytest.raises(exception.SandboxFilesystemNotFoundError):
-        await files.read_bytes.aio("/work/a/b")
+        await files.read_bytes.aio("/stuff/a/b")
     with pytest.raises(exception.SandboxFilesystemError):
         await files.write_text.aio("x", "/usr/x")
 
 
 async def test_a_snapshot_has_what_the_sandbox_had_and_forks_go_their_own_way(account: Account):
     sandbox = await account.create()
-    await sandbox.filesystem.write_text.aio("prepared", "/work/file")
+    await sandbox.filesystem.write_text.aio("prepared", "/stuff/file")
     image = await sandbox.snapshot_filesystem.aio()
-    await sandbox.filesystem.write_text.aio("changed", "/work/file")
+    await sandbox.filesystem.write_text.aio("changed", "/stuff/file")
     forks = [await account.create(image=image) for _ in range(2)]
-    await forks[0].filesystem.write_text.aio("mine", "/work/own")
-    assert await forks[0].filesystem.read_text.aio("/work/file") == "prepared"
-    assert [entry.name for entry in await forks[1].filesystem.list_files.aio("/work")] == ["file"]
+    await forks[0].filesystem.write_text.aio("mine", "/stuff/own")
+    assert await forks[0].filesystem.read_text.aio("/stuff/file") == "prepared"
+    assert [entry.name for entry in await forks[1].filesystem.list_files.aio("/stuff")] == ["file"]
 
 
 async def test_names_are_unique_while_their_sandbox_lives(account: Account):
