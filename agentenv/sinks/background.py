@@ -42,10 +42,14 @@ class BackgroundLoop:
             tasks[0].add_done_callback(lambda _: ended.set())
 
         def cancel() -> None:
-            tasks[0].cancel()
+            if tasks:
+                tasks[0].cancel()
+            else:  # the caller was interrupted before it could hand the work over
+                work.close()
+                ended.set()
 
-        loop.call_soon_threadsafe(begin)
         try:
+            loop.call_soon_threadsafe(begin)
             ended.wait()
         except BaseException:
             loop.call_soon_threadsafe(cancel)
