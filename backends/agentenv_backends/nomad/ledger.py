@@ -173,6 +173,10 @@ class Ledger:
         return Plan(self._lowered(now, claimed), tuple(stop))
 
     def _lowered(self, now: float, claimed: list[Allocation]) -> int | None:
+        if len(claimed) < len(self._claimed):
+            # A listing that lacks a host in use, be it empty, is no reason to end it: where it stands is not known.
+            self._surplus_since = None
+            return None
         highest = max((each.index + 1 for each in claimed), default=0)
         wanted = max(len(claimed) + self.waiting, highest)
         if wanted >= self.count:

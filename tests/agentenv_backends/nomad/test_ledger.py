@@ -107,6 +107,16 @@ def test_an_allocation_that_is_not_listed_is_not_over():
     assert ledger.update([]) == []
 
 
+def test_a_listing_without_a_host_in_use_lowers_no_count():
+    ledger = ledger_of(up(0), up(1))
+    ledger.claim(0)
+    ledger.update([])
+    assert ledger.plan(0) == ledger.plan(10 * COOLDOWN_S) == ledger.plan(20 * COOLDOWN_S) == Plan()
+    ledger.update([up(0), up(1)])
+    assert ledger.plan(30 * COOLDOWN_S) == Plan()
+    assert ledger.plan(31 * COOLDOWN_S) == Plan(count=1)
+
+
 def test_one_that_does_not_answer_is_tried_again_and_then_replaced():
     ledger = ledger_of(up(0))
     ledger.waiting = 1
