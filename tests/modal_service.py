@@ -39,7 +39,14 @@ def add_option(parser: pytest.Parser) -> None:
 
 
 def why_no_emulated_modal() -> str:
-    """The reason why there is none here; empty when there can be one."""
+    """The reason why there is none here; empty when there can be one. In continuous integration that is a failure."""
+    reason = _what_is_missing()
+    if reason and os.environ.get("CI") == "true":
+        pytest.fail(f"no emulated Modal in continuous integration: {reason}")
+    return reason
+
+
+def _what_is_missing() -> str:
     try:
         import modal  # noqa: F401
     except ModuleNotFoundError:

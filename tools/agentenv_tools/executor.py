@@ -203,7 +203,7 @@ class ToolExecutor:
             await self._slots.acquire(trajectory)
         elif isinstance(tool, ExternalTool):
             await tool.prepare(trajectory_id)
-            if trajectory.released:  # meanwhile, and so not this session with it
+            if trajectory.released:  # meanwhile, and without what was just prepared for it
                 await self._external.release(trajectory_id)
                 trajectory.check()
 
