@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from agentenv.training.demo.evaluation import Estimate
+    from agentenv.evaluation.statistics import Estimate
 
 _WINDOW = 7
 """Steps whose mean is drawn as the line."""
@@ -40,12 +40,18 @@ def draw_curve(
         (last, after, "held out, after"),
     ):
         if estimate is not None:
-            margins = [[estimate.value - estimate.low], [estimate.high - estimate.value]]
+            margins = _margins(estimate)
             axes.errorbar([place], [estimate.value], yerr=margins, fmt="o", capsize=4, label=label)
     axes.set(xlabel="step", ylabel="mean reward", ylim=(0, 1.02))
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
     figure.savefig(path, dpi=130)
+
+
+def _margins(estimate: Estimate) -> list[list[float]] | None:
+    if estimate.low is None or estimate.high is None:
+        return None
+    return [[estimate.value - estimate.low], [estimate.high - estimate.value]]
 
 
 def running_mean(values: Sequence[float], window: int) -> list[float]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from agentenv.training.demo.evaluation import Estimate
+    from agentenv.evaluation.statistics import Estimate
 
 _BARS = "▁▂▃▄▅▆▇█"
 _SHOWN = 60
@@ -105,15 +105,20 @@ def sparkline(values: Sequence[float]) -> str:
 
 
 def result_table(before: Estimate, after: Estimate, gain: Estimate, *, trajectories: int) -> Table:
-    """Before and after, in per cent, with intervals of 95 %."""
+    """Before and after, in per cent, with intervals of 95 % where there are any."""
     table = Table(title=f"success on held-out tasks, {trajectories} trajectories each")
     for heading in ("", "success", "95 % interval"):
         table.add_column(heading, justify="right" if heading else "left")
     for name, each in (("before", before), ("after", after), ("gain, points", gain)):
         unit = "" if each is gain else " %"
-        interval = f"{100 * each.low:.1f} to {100 * each.high:.1f}{unit}"
-        table.add_row(name, f"{100 * each.value:.1f}{unit}", interval)
+        table.add_row(name, f"{100 * each.value:.1f}{unit}", _interval(each, unit))
     return table
+
+
+def _interval(estimate: Estimate, unit: str) -> str:
+    if estimate.low is None or estimate.high is None:
+        return "-"
+    return f"{100 * estimate.low:.1f} to {100 * estimate.high:.1f}{unit}"
 
 
 def _rewards(steps: Sequence[Step]) -> list[float]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from agentenv.errors import AgentEnvError
+from agentenv.evaluation.statistics import Estimate, mean_of_tasks
 from agentenv.group import GroupContext, current_group
 from agentenv.rollout import finish
 
@@ -17,21 +17,9 @@ if TYPE_CHECKING:
 
     from agentenv.env import AgentEnv
 
-_RESAMPLES = 4_000
-_LEVEL = 0.95
-
 
 class EvaluationError(AgentEnvError):
     """A policy could not be measured."""
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A mean and its interval of 95 %."""
-
-    value: float
-    low: float
-    high: float
 
 
 async def task_scores(env: AgentEnv[Any], *, tasks: int, workers: int) -> list[list[float]]:
@@ -63,12 +51,11 @@ async def task_scores(env: AgentEnv[Any], *, tasks: int, workers: int) -> list[l
 
 
 def mean_score(scores: Sequence[Sequence[float]]) -> Estimate:
-    """The mean over all trajectories, with a bootstrap interval over tasks.
+    """The mean over all trajectories, with an interval over tasks: trajectories of one task are alike.
 
-    Tasks are drawn, not trajectories: those of one task are alike, and would make the interval too narrow (Efron and
-    Tibshirani, 1993, An Introduction to the Bootstrap, chapter 8). Every task must have the same number of scores.
+    Scores are between 0 and 1, and every task has the same number of them.
     """
-    return _bootstrap(np.asarray([np.mean(each) for each in scores]))
+    return _mean([float(np.mean(each)) for each in scores], bounded=True)
 
 
 def mean_gain(before: Sequence[Sequence[float]], after: Sequence[Sequence[float]]) -> Estimate:
@@ -78,10 +65,12 @@ def mean_gain(before: Sequence[Sequence[float]], after: Sequence[Sequence[float]
             f"{len(before)} tasks before and {len(after)} after are not the same tasks"
         )
     pairs = zip(before, after, strict=True)
-    return _bootstrap(np.asarray([np.mean(late) - np.mean(early) for early, late in pairs]))
+    gains = [float(np.mean(late) - np.mean(early)) for early, late in pairs]
+    return _mean(gains, bounded=False)
 
 
-def _bootstrap(values: Any) -> Estimate:
-    draws = np.random.default_rng(0).integers(len(values), size=(_RESAMPLES, len(values)))
-    low, high = np.quantile(values[draws].mean(axis=1), [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
-    return Estimate(float(values.mean()), float(low), float(high))
+def _mean(values: Sequence[float], *, bounded: bool) -> Estimate:
+    found = mean_of_tasks(values, bounded=bounded)
+    if found is None:
+        raise ValueError("no task was measured")
+    return found

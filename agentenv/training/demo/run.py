@@ -17,7 +17,6 @@ from agentenv.training.checkpoints import CheckpointStore
 from agentenv.training.demo.curve import draw_curve
 from agentenv.training.demo.display import LineDisplay, LiveDisplay, result_table
 from agentenv.training.demo.evaluation import (
-    Estimate,
     EvaluationError,
     mean_gain,
     mean_score,
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from agentenv.env import AgentEnv
+    from agentenv.evaluation.statistics import Estimate
     from agentenv.training.demo.config import DemoConfig
     from agentenv.training.demo.display import Display
 

@@ -15,6 +15,7 @@ pytest.importorskip("torch")
 pytest.importorskip("matplotlib")
 
 from agentenv.errors import ConfigError
+from agentenv.evaluation.statistics import Estimate
 from agentenv.training.demo.config import DemoConfig, EvaluationConfig
 from agentenv.training.demo.curve import draw_curve, running_mean
 from agentenv.training.demo.display import (
@@ -24,7 +25,6 @@ from agentenv.training.demo.display import (
     sparkline,
 )
 from agentenv.training.demo.evaluation import (
-    Estimate,
     EvaluationError,
     mean_gain,
     mean_score,
@@ -95,28 +95,44 @@ def test_a_configuration_that_cannot_work_is_refused_by_its_keys(text, said, tmp
 
 def test_the_interval_is_over_tasks_and_not_over_trajectories():
     alike = [[1.0] * 50, [0.0] * 50] * 5  # ten tasks, each always solved or never
-    apart = [[1.0, 0.0] * 25] * 10  # ten tasks, each solved half of the time
+    apart = [[1.0, 0.0] * 25] * 9 + [[1.0, 0.0] * 24 + [1.0, 1.0]]  # each solved half of the time
 
     wide, narrow = mean_score(alike), mean_score(apart)
 
-    assert wide.value == narrow.value == 0.5
-    assert wide.high - wide.low > 0.4
-    assert narrow.low == narrow.high == 0.5
+    assert wide.value == 0.5
+    assert narrow.value == pytest.approx(0.502)
+    assert width(wide) > 0.4
+    assert width(narrow) < 0.01
 
 
-def test_the_gain_is_paired_so_that_what_all_tasks_gain_is_certain():
+def width(estimate: Estimate) -> float:
+    assert estimate.low is not None
+    assert estimate.high is not None
+    return estimate.high - estimate.low
+
+
+def test_a_policy_that_solves_everything_is_not_claimed_to_be_certain_to():
+    found = mean_score([[1.0, 1.0]] * 10)
+
+    assert (found.value, found.high) == (1.0, 1.0)
+    assert width(found) > 0.2
+
+
+def test_the_gain_is_paired_so_that_what_all_tasks_gain_alike_is_narrow():
     before = [[0.0], [0.5], [0.1], [0.3]]
-    after = [[score + 0.4 for score in each] for each in before]
+    after = [[0.4], [0.9], [0.5], [0.71]]
 
     gain = mean_gain(before, after)
 
-    assert gain.value == pytest.approx(0.4)
-    assert gain.high - gain.low < 1e-9
+    assert gain.value == pytest.approx(0.4025)
+    assert width(gain) < 0.011
 
 
 def test_scores_of_other_tasks_cannot_be_compared():
     with pytest.raises(ValueError, match="not the same tasks"):
         mean_gain([[1.0]], [[1.0], [0.0]])
+    with pytest.raises(ValueError, match="no task was measured"):
+        mean_score([])
 
 
 async def test_the_same_policy_is_measured_the_same_whatever_the_concurrency():
@@ -172,18 +188,26 @@ def test_the_panel_shows_that_it_waits_and_then_the_reward():
 
 def test_the_table_gives_per_cent_and_points():
     console = Console(record=True, width=120)
-    each = Estimate(0.5, 0.4, 0.6)
+    before = Estimate(0.5, 0.4, 0.6, 10, "bootstrap")
+    after, gain = Estimate(0.8, None, None, 1, "none"), Estimate(0.3, 0.2, 0.4, 10, "bootstrap")
 
-    console.print(result_table(each, each, Estimate(0.3, 0.2, 0.4), trajectories=8))
+    console.print(result_table(before, after, gain, trajectories=8))
 
     text = console.export_text()
     assert "50.0 %" in text
+    assert [cell.strip() for cell in text.split("after")[1].splitlines()[0].split("│")] == [
+        "",
+        "80.0 %",
+        "-",
+        "",
+    ]
     assert "20.0 to 40.0" in text
 
 
 @pytest.mark.parametrize("name", ["curve.png", "curve.svg"])
 def test_the_curve_is_a_picture_also_of_no_steps_at_all(name, tmp_path):
-    draw_curve([step(1, 0.2), step(2, 0.4)], tmp_path / name, before=Estimate(0.1, 0.0, 0.2))
+    before, after = Estimate(0.1, 0.0, 0.2, 5, "bootstrap"), Estimate(0.4, None, None, 1, "none")
+    draw_curve([step(1, 0.2), step(2, 0.4)], tmp_path / name, before=before, after=after)
     assert (tmp_path / name).stat().st_size > 1_000
     draw_curve([], tmp_path / name)
 
