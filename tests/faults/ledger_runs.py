@@ -1,4 +1,4 @@
-"""`agentenv process` over `LedgerEnv`, as a program of its own."""
+"""Runs of `agentenv process` over `LedgerEnv`: to their end in this process, or as a program of its own."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ import json
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from agentenv.run.directory import read_groups
+from agentenv.process import process
+from agentenv.run.directory import RunDirectory, read_groups
 from tests.faults.ledger_env import END_IDS, TOKENIZER, append_by_seed
 from tests.faults.programs import Program, program
 from tests.waiting import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterable
     from pathlib import Path
 
+    from agentenv.env import AgentEnv
+    from agentenv.run.progress import QuietProgress
     from agentenv.run.record import GroupRecord
 
 GROUP_SIZE = 4
@@ -25,6 +28,23 @@ POLICY: dict[str, Any] = {
     "latency_s": 0.1,
 }
 """A fake engine for runs that go on until they are stopped: it leaves the machine some time for others."""
+
+
+async def collected(
+    env: AgentEnv[Any], path: Path, progress: QuietProgress | None = None
+) -> list[GroupRecord]:
+    """What `env` has written into a new run directory when all its steps are done, in order of their ids."""
+    directory = await RunDirectory.open(path)
+    try:
+        await process(env, directory=directory, progress=progress, handle_signals=False)
+    finally:
+        await directory.close()
+    return sorted(read_groups(path), key=lambda group: group.group_id)
+
+
+def trained_on(groups: Iterable[GroupRecord]) -> dict[str, dict[str, Any]]:
+    """What a trainer gets of each, by id: equal for runs that went the same way."""
+    return {group.group_id: dict(group.group) for group in groups}
 
 
 class LedgerRun:

@@ -7,13 +7,11 @@ from typing import Any
 
 import pytest
 
-from agentenv.process import process
-from agentenv.run.directory import RunDirectory, read_groups
-from agentenv.run.progress import QuietProgress
 from agentenv_backends.config import parse_backend_config
 from tests.docker_engine import DOCKER, backend_param
 from tests.faults.cheats import AGENTS, SumEnv, by_name
 from tests.faults.ledger_env import env_over
+from tests.faults.ledger_runs import collected
 
 pytestmark = [pytest.mark.slow]
 LIMITS = {"disk_mb": 32, "max_processes": 64}
@@ -45,12 +43,8 @@ async def _scores(path: Path, backend: dict[str, Any]) -> dict[str, float | None
         enabled_toolsets=["terminal", "terminal_stateful"],
         ensure_scores_are_not_same=False,
     )
-    directory = await RunDirectory.open(path)
-    try:
-        await process(env, directory=directory, progress=QuietProgress(), handle_signals=False)
-    finally:
-        await directory.close()
-    trajectories = [record for group in read_groups(path) for record in group.trajectories]
+    groups = await collected(env, path)
+    trajectories = [record for group in groups for record in group.trajectories]
     return {str(record.score_metadata.get("agent")): record.score for record in trajectories}
 
 

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from agentenv.process import process
-from agentenv.run.directory import RunDirectory, read_groups
+from agentenv.run.directory import read_groups
 from agentenv.testing import running_engine
 from agentenv_backends.config import parse_backend_config
 from tests.docker_engine import DOCKER, IMAGE, needs_engine
 from tests.faults.half_right import GROUP, STEPS, HalfRight, shell_tasks, written
 from tests.faults.ledger_env import call_text, ledger_env
+from tests.faults.ledger_runs import collected
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -58,12 +58,7 @@ def _asks_where_it_is(request: FakeRequest) -> str:
 async def _asked(path: Path, backend: dict[str, Any]) -> list[GroupRecord]:
     pool = parse_backend_config(backend).build()
     env = ledger_env(pool, script=_asks_where_it_is, group_size=GROUP, total_steps=2)
-    directory = await RunDirectory.open(path)
-    try:
-        await process(env, directory=directory, handle_signals=False)
-    finally:
-        await directory.close()
-    return sorted(read_groups(path), key=lambda group: group.group_id)
+    return await collected(env, path)
 
 
 def _messages(groups: list[GroupRecord]) -> str:

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import random
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from agentenv.process import process
-from agentenv.run.directory import RunDirectory, read_groups
 from agentenv.run.progress import QuietProgress
 from tests.docker_engine import needs_engine
 from tests.faults.containers import docker_pool, real_engine, stalling_engine
+from tests.faults.disturbing import SHARE, Disturbing
 from tests.faults.ledger_env import ledger_env
+from tests.faults.ledger_runs import collected, trained_on
 from tests.faults.sandboxes import local_pool
 from tests.processes import process_of
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
     from pathlib import Path
 
     from agentenv.rollout import RolloutRecord
@@ -27,13 +25,12 @@ if TYPE_CHECKING:
     from tests.faults.containers import Engine, Stalling
 
 pytestmark = [pytest.mark.docker, pytest.mark.sandbox, pytest.mark.slow, needs_engine]
-_SHARE = 0.05
 _GROUP, _GROUPS = 8, 25
 _SLOTS, _CONTAINERS = 4, 4
 _STALL_AFTER, _STALL_S = 60, 10.0
 
 
-class Killer(QuietProgress):
+class Killer(Disturbing):
     """Kills a container for every twentieth rollout that ends, and once has the engine stand still."""
 
     def __init__(self, docker: Engine, engine: Stalling) -> None:
@@ -43,30 +40,17 @@ class Killer(QuietProgress):
         self._engine = engine
         self._me = process_of(os.getpid())
         self._draw = random.Random(5)
-        self._owed = 0.0
-        self._work: set[asyncio.Task[None]] = set()
 
     def rollout_ended(self, record: RolloutRecord) -> None:
         super().rollout_ended(record)
-        self._owed += _SHARE
-        if sum(self.counters.outcomes.values()) == _STALL_AFTER:
-            self._spawn(self._stall())
-        if self._owed >= 1:
-            self._owed -= 1
-            self._spawn(self._kill())
-
-    async def finish(self) -> None:
-        """Return when all of that is over."""
-        await asyncio.gather(*self._work)
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        self._work.add(asyncio.create_task(work))
+        if self.rollouts == _STALL_AFTER:
+            self.meanwhile(self._stall())
 
     async def _stall(self) -> None:
         await self._engine.stall(_STALL_S)
         self.stalls += 1
 
-    async def _kill(self) -> None:
+    async def mishap(self) -> None:
         names = sorted(await self._docker.containers_of(self._me))
         self._draw.shuffle(names)
         for name in names:
@@ -85,12 +69,7 @@ async def _collect(
         max_num_workers=_SLOTS * _CONTAINERS // _GROUP,
         policy_retry_limit=8,
     )
-    directory = await RunDirectory.open(path)
-    try:
-        await process(env, directory=directory, progress=progress, handle_signals=False)
-    finally:
-        await directory.close()
-    return {group.group_id: dict(group.group) for group in read_groups(path)}
+    return trained_on(await collected(env, path, progress))
 
 
 async def test_killing_containers_and_a_stalled_engine_lose_no_group_and_change_no_reward(
@@ -107,7 +86,7 @@ async def test_killing_containers_and_a_stalled_engine_lose_no_group_and_change_
             await killer.finish()
         assert not await docker.containers_of(process_of(os.getpid()))
     counters = killer.counters
-    assert killer.killed >= _SHARE * _GROUPS * _GROUP * 0.8
+    assert killer.killed >= SHARE * _GROUPS * _GROUP * 0.8
     assert killer.stalls == 1
     assert counters.outcomes["infrastructure_failed"] >= 1
     assert set(counters.outcomes) == {"scored", "infrastructure_failed"}, counters.failures

@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agentenv.process import process
-from agentenv.run.directory import RunDirectory, read_groups
 from agentenv_backends.errors import InfrastructureError
 from agentenv_backends.requests import ExecRequest
 from agentenv_backends.results import ExecResult
 from tests.docker_engine import IMAGE, needs_engine
 from tests.faults.containers import docker_pool, real_engine
 from tests.faults.ledger_env import append_by_seed, call_text, ledger_env
+from tests.faults.ledger_runs import collected
 from tests.faults.programs import program
 from tests.faults.sandboxes import local_pool
 from tests.processes import process_of
@@ -104,14 +103,10 @@ def _later(request: FakeRequest) -> FakeRequest:
 
 async def _collect(path: Path, pool: SlotPool, script: Script) -> list[GroupRecord]:
     env = ledger_env(pool, script=script, group_size=_GROUP, total_steps=4)
-    directory = await RunDirectory.open(path)
-    try:
-        await process(env, directory=directory, handle_signals=False)
-    finally:
-        await directory.close()
+    groups = await collected(env, path)
     async with real_engine() as docker:
         assert not await docker.containers_of(process_of(os.getpid()))
-    return sorted(read_groups(path), key=lambda group: group.group_id)
+    return groups
 
 
 def _scores(groups: list[GroupRecord]) -> list[list[float]]:

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from agentenv.policy.config import APIServerConfig
-from agentenv.process import process
-from agentenv.run.directory import RunDirectory, read_groups
 from agentenv.run.progress import QuietProgress
 from agentenv.testing import Fault, FaultPlan, running_engine
 from tests.faults.ledger_env import END_IDS, TOKENIZER, append_by_seed, ledger_env
+from tests.faults.ledger_runs import collected, trained_on
 from tests.faults.sandboxes import local_pool
 
 if TYPE_CHECKING:
@@ -47,12 +46,8 @@ async def _collect(path: Path, faults: FaultPlan) -> tuple[dict[str, Any], Quiet
         env = ledger_env(
             pool, servers=[server], group_size=4, total_steps=_GROUPS, policy_retry_limit=20
         )
-        directory = await RunDirectory.open(path)
-        try:
-            await process(env, directory=directory, progress=progress, handle_signals=False)
-        finally:
-            await directory.close()
-    return {group.group_id: dict(group.group) for group in read_groups(path)}, progress
+        written = await collected(env, path, progress)
+    return trained_on(written), progress
 
 
 async def test_faults_of_the_engine_change_no_reward(tmp_path: Path):

@@ -11,21 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from agentenv.process import process
-from agentenv.run.directory import RunDirectory, read_groups
 from agentenv.run.progress import QuietProgress
 from agentenv_backends.config import ModalConfig
 from agentenv_backends.errors import SandboxTimeoutError
 from agentenv_backends.modal.provider import ModalProvider
 from tests.emulators.modal.running import EmulatedModal
+from tests.faults.disturbing import SHARE, Disturbing
 from tests.faults.ledger_env import ledger_env
+from tests.faults.ledger_runs import collected, trained_on
 from tests.faults.overruns import TimedPool, call_on_a_host_that_falls_silent
 from tests.faults.sandboxes import local_pool
 from tests.modal_service import MODAL, why_no_emulated_modal
 from tests.processes import descendants
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     from agentenv.rollout import RolloutRecord
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from tests.processes import Process
 
 pytestmark = [pytest.mark.sandbox, pytest.mark.slow]
-_SHARE = 0.05
 _GROUP, _GROUPS = 8, 25
 _SLOTS, _SANDBOXES = 4, 4
 _SILENT_AFTER = 40
@@ -51,7 +50,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[EmulatedModal]:
         yield server
 
 
-class Troublemaker(QuietProgress):
+class Troublemaker(Disturbing):
     """Ends a sandbox for every twentieth rollout that ends, as at the end of its lifetime; once makes all sandboxes
     answer nothing for a while, and once switches the server off and on again.
     """
@@ -64,8 +63,6 @@ class Troublemaker(QuietProgress):
         self._server = server
         self._pool = pool
         self._draw = random.Random(5)
-        self._owed = 0.0
-        self._work: set[asyncio.Task[None]] = set()
         self._one_at_a_time = asyncio.Lock()
         self.stumble()
 
@@ -74,22 +71,10 @@ class Troublemaker(QuietProgress):
 
     def rollout_ended(self, record: RolloutRecord) -> None:
         super().rollout_ended(record)
-        self._owed += _SHARE
-        ended = sum(self.counters.outcomes.values())
-        if ended == _SILENT_AFTER:
-            self._spawn(self._fall_silent())
-        if ended == _SWITCHED_OFF_AFTER:
-            self._spawn(self._switch())
-        if self._owed >= 1:
-            self._owed -= 1
-            self._spawn(self._end_one())
-
-    async def finish(self) -> None:
-        """Return when all of that is over."""
-        await asyncio.gather(*self._work)
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        self._work.add(asyncio.create_task(work))
+        if self.rollouts == _SILENT_AFTER:
+            self.meanwhile(self._fall_silent())
+        if self.rollouts == _SWITCHED_OFF_AFTER:
+            self.meanwhile(self._switch())
 
     async def _switch(self) -> None:
         async with self._one_at_a_time:
@@ -115,7 +100,7 @@ class Troublemaker(QuietProgress):
                 for process in stopped:
                     process.kill(signal.SIGCONT)
 
-    async def _end_one(self) -> None:
+    async def mishap(self) -> None:
         async with self._one_at_a_time:
             alive = self._server.sandboxes()
             if alive:
@@ -134,12 +119,7 @@ async def _collect(
         max_num_workers=_SLOTS * _SANDBOXES // _GROUP,
         policy_retry_limit=8,
     )
-    directory = await RunDirectory.open(path)
-    try:
-        await process(env, directory=directory, progress=progress, handle_signals=False)
-    finally:
-        await directory.close()
-    return {group.group_id: dict(group.group) for group in read_groups(path)}
+    return trained_on(await collected(env, path, progress))
 
 
 async def test_no_trouble_of_the_service_loses_a_group_or_changes_a_reward(
@@ -159,7 +139,7 @@ async def test_no_trouble_of_the_service_loses_a_group_or_changes_a_reward(
     assert server.processes() == []
     counters = trouble.counters
     assert trouble.switched == 1
-    assert trouble.sandboxes_ended >= _SHARE * _GROUPS * _GROUP * 0.5
+    assert trouble.sandboxes_ended >= SHARE * _GROUPS * _GROUP * 0.5
     assert counters.outcomes["infrastructure_failed"] >= 1
     assert set(counters.outcomes) == {"scored", "infrastructure_failed"}, counters.failures
     assert (counters.groups_dropped, counters.groups_retried) == (0, 0)

@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from agentenv.process import process
-from agentenv.run.directory import RunDirectory, read_groups
 from agentenv.run.progress import QuietProgress
 from agentenv_backends.errors import SandboxTimeoutError
 from agentenv_backends.nomad.provider import NomadProvider
 from tests.agentenv_backends.nomad.cluster import live, small
 from tests.emulators.nomad.server import running_nomad
 from tests.faults.ledger_env import append_by_seed, ledger_env
+from tests.faults.ledger_runs import collected, trained_on
 from tests.faults.overruns import TimedPool, call_on_a_host_that_falls_silent
 from tests.faults.sandboxes import local_pool
 from tests.processes import children, process_of
@@ -186,12 +185,7 @@ async def _collect(path: Path, pool: SlotPool, progress: QuietProgress) -> dict[
         max_num_workers=3,
         policy_retry_limit=12,
     )
-    directory = await RunDirectory.open(path)
-    try:
-        await process(env, directory=directory, progress=progress, handle_signals=False)
-    finally:
-        await directory.close()
-    return {group.group_id: dict(group.group) for group in read_groups(path)}
+    return trained_on(await collected(env, path, progress))
 
 
 async def test_mishaps_of_a_cluster_lose_no_group_and_change_no_reward(tmp_path: Path):

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from agentenv.process import process
-from agentenv.run.directory import RunDirectory, read_groups
 from agentenv.run.progress import QuietProgress
 from tests.faults.footprint import Footprint
 from tests.faults.ledger_env import ledger_env
+from tests.faults.ledger_runs import collected, trained_on
 from tests.faults.sandboxes import hosts_of, local_pool, slots_of
 from tests.processes import children
 
@@ -80,13 +79,9 @@ async def _collect(path: Path, groups: int, *, kill: bool) -> tuple[dict[str, An
         policy_retry_limit=8,
     )
     progress = Killer(provider, footprint) if kill else QuietProgress()
-    directory = await RunDirectory.open(path)
-    try:
-        await process(env, directory=directory, progress=progress, handle_signals=False)
-    finally:
-        await directory.close()
+    written = await collected(env, path, progress)
     await footprint.gone()
-    return {group.group_id: dict(group.group) for group in read_groups(path)}, progress
+    return trained_on(written), progress
 
 
 @pytest.mark.parametrize(
