@@ -1,4 +1,6 @@
-"""`agentenv doctor`: which protections of the default backend hold on this machine, as found by trying."""
+"""`agentenv doctor`: which protections of the default backend hold on this machine, as found by trying, and which of
+the other backends could be used from here.
+"""
 
 from __future__ import annotations
 
@@ -17,18 +19,24 @@ if TYPE_CHECKING:
 
     from agentenv_backends.doctor import Protection
 
+_OTHERS = (
+    "Containers of a Docker engine, as it describes itself",
+    "Allocations of a Nomad cluster",
+    "Sandboxes of Modal",
+)
 _STYLES = {"yes": "green", "partly": "yellow", "no": "bold red"}
 
 
 def run_doctor(console: Console) -> int:
     """Try every protection and print what was found. 1 when no sandbox can be opened here at all, else 0."""
-    from agentenv_backends.doctor import examine, examine_engine  # noqa: PLC0415 - imports backends
+    from agentenv_backends import doctor  # noqa: PLC0415 - imports backends
 
-    protections, engine = asyncio.run(_examine(examine, examine_engine))
-    console.print(protections_table(protections))
-    console.print(
-        protections_table(engine, title="Containers of a Docker engine, as it describes itself")
+    protections, *others = asyncio.run(
+        _examine(doctor.examine, doctor.examine_engine, doctor.examine_nomad, doctor.examine_modal)
     )
+    console.print(protections_table(protections))
+    for found, title in zip(others, _OTHERS, strict=True):
+        console.print(protections_table(found, title=title))
     usable = can_run(protections)
     missing = sum(entry.in_force != "yes" for entry in protections)
     if not usable:

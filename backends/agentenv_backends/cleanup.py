@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from agentenv_backends.errors import BackendConfigError, BackendError, BackendUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from agentenv_backends.host import HostProvider, Leftover
+    from agentenv_backends.host import Leftover
 
 _TIMEOUT_S = 120.0
 
@@ -31,6 +31,14 @@ class Swept:
     leftovers: tuple[Leftover, ...] = ()
     skipped: str = ""
     """Why nothing could be looked for there; empty: it was."""
+
+
+class Sweeper(Protocol):
+    """What can be swept: a provider of hosts, or all that ours start somewhere. Closed with `close` if it has one."""
+
+    async def sweep(self, *, remove: bool = True) -> tuple[Leftover, ...]:
+        """See `HostProvider.sweep`."""
+        ...
 
 
 async def clean_up(
@@ -60,7 +68,7 @@ async def _sweep(backend: str, *, remove: bool, images: bool) -> Swept:
         return Swept(backend, skipped=str(error))
 
 
-async def _found(provider: HostProvider, *, remove: bool, images: bool) -> tuple[Leftover, ...]:
+async def _found(provider: Sweeper, *, remove: bool, images: bool) -> tuple[Leftover, ...]:
     try:
         found = await provider.sweep(remove=remove)
         clear_cache = getattr(provider, "clear_cache", None) if images else None
@@ -71,14 +79,14 @@ async def _found(provider: HostProvider, *, remove: bool, images: bool) -> tuple
             await close()
 
 
-def _local() -> HostProvider:
+def _local() -> Sweeper:
     from agentenv_backends.config import LocalConfig  # noqa: PLC0415 - when needed
     from agentenv_backends.local import LocalProvider  # noqa: PLC0415 - when needed
 
     return LocalProvider(LocalConfig())
 
 
-def _docker() -> HostProvider:
+def _docker() -> Sweeper:
     from agentenv_backends.config import DockerConfig  # noqa: PLC0415 - when needed
 
     try:
@@ -90,25 +98,24 @@ def _docker() -> HostProvider:
     return DockerProvider(DockerConfig())
 
 
-def _nomad() -> HostProvider:
+def _nomad() -> Sweeper:
     from agentenv_backends.config import NomadConfig  # noqa: PLC0415 - when needed
     from agentenv_backends.nomad.provider import NomadProvider  # noqa: PLC0415 - when needed
 
     return NomadProvider(NomadConfig())
 
 
-def _modal() -> HostProvider:
-    from agentenv_backends.config import ModalConfig  # noqa: PLC0415 - when needed
+def _modal() -> Sweeper:
     from agentenv_backends.config.pool import needs_extra  # noqa: PLC0415 - when needed
 
     try:
-        from agentenv_backends.modal.provider import ModalProvider  # noqa: PLC0415 - an extra
+        from agentenv_backends.modal.owners import EveryApp  # noqa: PLC0415 - an extra
     except ModuleNotFoundError as error:
         raise needs_extra("modal", error.name) from error
-    return ModalProvider(ModalConfig())
+    return EveryApp()
 
 
-_PROVIDERS: dict[str, Callable[[], HostProvider]] = {
+_PROVIDERS: dict[str, Callable[[], Sweeper]] = {
     "local": _local,
     "docker": _docker,
     "nomad": _nomad,

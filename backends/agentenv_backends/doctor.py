@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from agentenv_backends._bait import OF_THIS_MACHINE, bait
 from agentenv_backends._findings import Findings, InForce, Protection, assess
+from agentenv_backends._remote_findings import examine_modal, examine_nomad
 from agentenv_backends.config import LocalConfig
 from agentenv_backends.errors import BackendError, InfrastructureError
 from agentenv_backends.local import LocalProvider
@@ -27,7 +28,14 @@ from agentenv_backends.results import ExecResult
 if TYPE_CHECKING:
     from agentenv_backends.base import Slot
 
-__all__ = ["InForce", "Protection", "examine", "examine_engine"]
+__all__ = [
+    "InForce",
+    "Protection",
+    "examine",
+    "examine_engine",
+    "examine_modal",
+    "examine_nomad",
+]
 
 _SMALL = {"slots": 2, "max_hosts": 1, "min_hosts": 1, "memory_mb": 64, "max_processes": 40}
 _SMALL_DISKS = {"disk_mb": 12, "tmp_mb": 6}

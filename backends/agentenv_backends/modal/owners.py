@@ -14,12 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from agentenv_backends._owner import Owner
 from agentenv_backends.host import Leftover
-from agentenv_backends.modal.service import ModalError
+from agentenv_backends.modal.service import ModalError, Service
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from agentenv_backends.modal.service import Service
 
 _log = logging.getLogger(__name__)
 
@@ -28,6 +26,7 @@ BOOT_TAG = "agentenv-boot"
 OWNER_TAG = "agentenv-owner"
 EXPIRES_TAG = "agentenv-expires"
 _LOOKS_AT_ONCE = 16
+_APPS_AT_ONCE = 8
 _TERMINATE_S = 10.0
 
 
@@ -45,6 +44,39 @@ def owner_of(marked: Mapping[str, str]) -> Owner | None:
     """The owner that tags name; None when they name none."""
     label = f"{marked.get(BOOT_TAG, '')}:{marked.get(OWNER_TAG, '').replace('.', ':')}"
     return Owner.read(label)
+
+
+class EveryApp:
+    """Every app of an environment (None: the configured one), whatever its name, to be swept."""
+
+    def __init__(self, environment_name: str | None = None) -> None:
+        self._service = Service()
+        self._environment_name = environment_name
+
+    async def sweep(self, *, remove: bool = True) -> tuple[Leftover, ...]:
+        """Find sandboxes of dead drivers of this machine, and remove them if asked to. Raises `ModalError`."""
+        await self._service.open()
+        at_once = asyncio.Semaphore(_APPS_AT_ONCE)
+
+        async def look(app_id: str) -> tuple[Leftover, ...]:
+            async with at_once:
+                return await _swept(self._service, app_id, remove=remove)
+
+        apps = await self._service.apps(self._environment_name)
+        return sum(await asyncio.gather(*map(look, apps)), ())
+
+    async def close(self) -> None:
+        """Let go of the service."""
+        await self._service.close()
+
+
+async def _swept(service: Service, app_id: str, *, remove: bool) -> tuple[Leftover, ...]:
+    try:
+        return await sweep(service, app_id, remove=remove)
+    except ModalError as error:
+        if error.is_missing:  # stopped since, and its sandboxes with it
+            return ()
+        raise
 
 
 async def sweep(service: Service, app_id: str, *, remove: bool) -> tuple[Leftover, ...]:

@@ -11,11 +11,18 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import modal
-from modal import exception as theirs
-
 from agentenv_backends._aio import bounded
-from agentenv_backends.errors import EngineError
+from agentenv_backends.errors import BackendUnavailableError, EngineError
+
+try:
+    import modal
+    from modal import exception as theirs
+except ModuleNotFoundError:
+    raise
+except Exception as error:  # its file of settings is read as it is loaded
+    raise BackendUnavailableError(
+        f"Modal's client cannot be loaded: {' '.join(str(error).split())}"
+    ) from error
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
@@ -175,6 +182,15 @@ class Service:
         )
         return await self.call(f"find the app {name!r}", looking)
 
+    async def apps(self, environment_name: str | None) -> list[str]:
+        """The ids of those apps of an environment (None: the configured one) that are not stopped."""
+        if environment_name is None:
+            environment = modal.Environment.from_context(client=self._client)
+        else:
+            environment = modal.Environment.from_name(environment_name, client=self._client)
+        found = await self.call("list the apps", environment.apps.list.aio())
+        return [app.app_id for app in found if app.app_id is not None]
+
     async def provide_image(self, name: str, app: Any, timeout_s: float) -> Any:
         """An image that sandboxes can be made of: by its id, or pulled from a registry."""
         if name.startswith("im-"):
@@ -274,11 +290,20 @@ class Service:
 _TIMED_OUT, _KILLED = 124, 137
 
 
-async def _client() -> tuple[Any, bool]:
-    """A client of our own where there is a plain token, else the one of the process; and whether it is ours."""
+def has_token() -> bool:
+    """Whether a token is configured, in variables or in the client's file."""
+    return all(_token())
+
+
+def _token() -> tuple[Any, Any]:
     from modal.config import config  # noqa: PLC0415 - reads files when it is loaded
 
-    token = config.get("token_id"), config.get("token_secret")
+    return config.get("token_id"), config.get("token_secret")
+
+
+async def _client() -> tuple[Any, bool]:
+    """A client of our own where there is a plain token, else the one of the process; and whether it is ours."""
+    token = _token()
     if all(token):
         return await modal.Client.from_credentials.aio(*token), True
     return await modal.Client.from_env.aio(), False

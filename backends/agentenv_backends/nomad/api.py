@@ -59,7 +59,9 @@ class NomadApi:
     """A client of one cluster. Making one contacts nobody; it belongs to the running event loop."""
 
     def __init__(self, config: NomadConfig) -> None:
-        self.url = config.url
+        self.url = _without_user(config.url)
+        """The cluster's address, as it may be told."""
+        self._base = f"{config.url}/v1"
         self.calls = 0
         """Requests sent so far."""
         self._token = _setting(config.token, "NOMAD_TOKEN")
@@ -124,7 +126,7 @@ class NomadApi:
                 asyncio.timeout(limit_s),
                 self._session.request(
                     method,
-                    f"{self.url}/v1/{path}",
+                    f"{self._base}/{path}",
                     params={**self._query, **query},
                     json=body,
                     server_hostname=self._server_name,
@@ -165,6 +167,12 @@ def _answer(value: Any, headers: Mapping[str, str]) -> Answer:
     date = headers.get("Date")
     time = parsedate_to_datetime(date).timestamp() if date else 0.0
     return Answer(value, int(headers.get("X-Nomad-Index", "0")), time)
+
+
+def _without_user(url: str) -> str:
+    """Without the name and password that a proxy before the cluster may want."""
+    before, mark, rest = url.partition("://")
+    return f"{before}{mark}{rest.rpartition('@')[2]}"
 
 
 def _setting(configured: Any, variable: str) -> str:

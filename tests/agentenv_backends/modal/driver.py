@@ -1,4 +1,4 @@
-"""A driver to be killed: it takes a slot, says the name of its sandbox, and waits."""
+"""A driver to be killed: it takes a slot in the app of the name given, says the name of its sandbox, and waits."""
 
 import asyncio
 import sys
@@ -7,7 +7,7 @@ from tests.agentenv_backends.modal.conftest import Ground, small
 
 
 async def main() -> None:
-    ground = Ground(small())
+    ground = Ground(small(app_name=sys.argv[1]))
     async with ground.pool:
         slot = await ground.pool.acquire("t")
         sys.stdout.write(ground.name_of(slot) + "\n")

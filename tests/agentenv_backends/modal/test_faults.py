@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from agentenv_backends.cleanup import clean_up
 from agentenv_backends.errors import HostLostError, InfrastructureError
 from agentenv_backends.modal import creation
 from agentenv_backends.requests import ExecRequest
 from agentenv_backends.results import ExecResult
 from tests.agentenv_backends.modal.conftest import Ground, small
+from tests.modal_service import MODAL
 from tests.waiting import eventually
 
 if TYPE_CHECKING:
@@ -182,22 +184,28 @@ async def test_large_data_passes_both_ways_while_calls_fail(start: Start, server
     assert sums[0] == sums[2]
 
 
+async def _killed_driver(app_name: str) -> subprocess.Popen[bytes]:
+    """A driver that is no more, and whose one sandbox is still there."""
+    driver = subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("driver.py")), app_name],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": ":".join(sys.path)},
+    )
+    assert driver.stdout is not None
+    with driver.stdout as told:
+        name = await asyncio.to_thread(told.readline)
+        driver.kill()
+        driver.wait()
+    assert name, "the driver did not start"
+    return driver
+
+
 async def test_sandboxes_of_a_driver_that_was_killed_are_swept_and_those_of_living_ones_are_not(
     start: Start, server: EmulatedModal
 ):
     living = await start()
     slot = await living.pool.acquire("t")
-    driver = subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("driver.py"))],
-        stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": ":".join(sys.path)},
-    )
-    assert driver.stdout is not None
-    name = await asyncio.to_thread(driver.stdout.readline)
-    assert name, "the driver did not start"
-    driver.kill()
-    driver.wait()
-    driver.stdout.close()
+    driver = await _killed_driver(MODAL["app_name"])
     found = await living.provider.sweep(remove=False)
     assert [(each.kind, each.removed) for each in found] == [("sandbox", False)]
     assert f"process {driver.pid}" in found[0].owner
@@ -206,3 +214,18 @@ async def test_sandboxes_of_a_driver_that_was_killed_are_swept_and_those_of_livi
     assert [each["name"] for each in server.sandboxes()] == [living.name_of(slot)]
     assert await living.say(slot, "echo alive") == "alive\n"
     assert await living.provider.sweep() == ()
+
+
+async def test_cleaning_up_finds_what_dead_drivers_left_whatever_their_app_is_called(
+    start: Start, server: EmulatedModal
+):
+    living = await start()
+    slot = await living.pool.acquire("t")
+    driver = await _killed_driver("another-app")
+    assert await living.provider.sweep() == ()
+    (found,) = await clean_up(["modal"])
+    assert not found.skipped
+    assert [(each.kind, each.removed) for each in found.leftovers] == [("sandbox", True)]
+    assert f"process {driver.pid}" in found.leftovers[0].owner
+    assert [each["name"] for each in server.sandboxes()] == [living.name_of(slot)]
+    assert await living.say(slot, "echo alive") == "alive\n"

@@ -58,6 +58,15 @@ class Control:
             app_id=app_id, handle_metadata=api_pb2.AppHandleMetadata(app_id=app_id)
         )
 
+    def app_list(self, _):
+        items = [
+            api_pb2.AppListResponse.AppListItem(
+                app_id=app_id, name=name, state=api_pb2.APP_STATE_DEPLOYED
+            )
+            for name, app_id in self._state.apps.items()
+        ]
+        return api_pb2.AppListResponse(apps=items)
+
     def image_get_or_create(self, request):
         description = "\n".join(request.image.dockerfile_commands)
         found = (
