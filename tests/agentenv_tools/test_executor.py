@@ -34,15 +34,7 @@ from agentenv_tools import (
 )
 from agentenv_tools.base import Tool
 from agentenv_tools.testing import fake_executor, in_virtual_time
-
-
-def sh(command: str, **arguments: Any) -> ToolCall:
-    return ToolCall("terminal", {"command": command, **arguments})
-
-
-def now() -> float:
-    return asyncio.get_running_loop().time()
-
+from tests.agentenv_tools.calls import sh
 
 # ---- answers ----
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-from typing import Any
 
 import pytest
 
@@ -36,15 +35,7 @@ from agentenv_tools import (
     tool,
 )
 from agentenv_tools.testing import fake_executor, in_virtual_time
-
-
-def sh(command: str, **arguments: Any) -> ToolCall:
-    return ToolCall("terminal", {"command": command, **arguments})
-
-
-def now() -> float:
-    return asyncio.get_running_loop().time()
-
+from tests.agentenv_tools.calls import now, sh
 
 # ---- what the sandbox does wrong ----
 

@@ -1,7 +1,6 @@
 """Who waits for whom, and for how long; how calls and trajectories end."""
 
 import asyncio
-from typing import Any
 
 import pytest
 
@@ -26,15 +25,7 @@ from agentenv_tools import (
     tool,
 )
 from agentenv_tools.testing import FakeRun, fake_executor, in_virtual_time
-
-
-def sh(command: str, **arguments: Any) -> ToolCall:
-    return ToolCall("terminal", {"command": command, **arguments})
-
-
-def now() -> float:
-    return asyncio.get_running_loop().time()
-
+from tests.agentenv_tools.calls import now, sh
 
 # ---- order, waiting, deadlines ----
 

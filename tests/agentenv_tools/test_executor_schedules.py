@@ -10,12 +10,9 @@ from hypothesis import strategies as st
 from agentenv_backends.errors import InfrastructureError
 from agentenv_backends.requests import ExecRequest
 from agentenv_backends.testing import FakeProvider, Faults, run_in_virtual_time
-from agentenv_tools import ToolCall, ToolExecutor, TrajectoryReleasedError
+from agentenv_tools import ToolExecutor, TrajectoryReleasedError
 from agentenv_tools.testing import FakeRun, fake_executor
-
-
-def sh(command: str) -> ToolCall:
-    return ToolCall("terminal", {"command": command})
+from tests.agentenv_tools.calls import sh
 
 
 @settings(max_examples=50, deadline=None)

@@ -1,18 +1,13 @@
 """A trajectory's workspace is frozen after its calls, and another trajectory starts from it."""
 
 import asyncio
-from typing import Any
 
 import pytest
 
 from agentenv_backends.errors import HostLostError, InfrastructureError, SlotStateError
 from agentenv_backends.testing import FakeProvider, Faults
-from agentenv_tools import ToolCall
 from agentenv_tools.testing import fake_executor, in_virtual_time
-
-
-def sh(command: str, **arguments: Any) -> ToolCall:
-    return ToolCall("terminal", {"command": command, **arguments})
+from tests.agentenv_tools.calls import sh
 
 
 @in_virtual_time

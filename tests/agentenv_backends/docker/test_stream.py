@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentenv_backends.docker.stream import AttachedStream, Demultiplexer, StreamError
+from tests.agentenv_backends.receiver import Receiver
 from tests.waiting import WITHIN_S
 
 
@@ -49,25 +50,6 @@ def test_what_is_no_chunk_is_refused(garbage):
         Demultiplexer().feed(chunk(1, b"x") + garbage)
 
 
-class Recorder(asyncio.Protocol):
-    def __init__(self):
-        self.received = b""
-        self.flow = []
-        self.lost = asyncio.get_running_loop().create_future()
-
-    def data_received(self, data):
-        self.received += data
-
-    def pause_writing(self):
-        self.flow.append("pause")
-
-    def resume_writing(self):
-        self.flow.append("resume")
-
-    def connection_lost(self, exc):
-        self.lost.set_result(exc)
-
-
 class Engine:
     """Answers one upgrade, with `first` in the same breath, and then is the other end of the stream."""
 
@@ -101,7 +83,7 @@ async def connect(tmp_path):
         sessions.append(aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(path))))
         upgrade = {"Connection": "Upgrade", "Upgrade": "tcp"}
         response = await sessions[0].post("http://localhost/attach", headers=upgrade)
-        recorder = Recorder()
+        recorder = Receiver()
         stream = AttachedStream(recorder, because)
         stream.take_over(response)
         return stream, recorder

@@ -8,6 +8,7 @@ from modal import exception
 
 from agentenv_backends.errors import EngineError
 from agentenv_backends.modal.stream import PIECE, ExecStream
+from tests.agentenv_backends.receiver import Receiver
 from tests.agentenv_backends.virtual_time import in_virtual_time
 
 
@@ -74,25 +75,6 @@ class Process:
 
     async def _say(self, answer):
         return answer
-
-
-class Receiver(asyncio.Protocol):
-    def __init__(self):
-        self.received = b""
-        self.flow = []
-        self.lost = asyncio.get_running_loop().create_future()
-
-    def data_received(self, data):
-        self.received += data
-
-    def pause_writing(self):
-        self.flow.append("pause")
-
-    def resume_writing(self):
-        self.flow.append("resume")
-
-    def connection_lost(self, exc):
-        self.lost.set_result(str(exc))
 
 
 async def alive():
@@ -190,7 +172,7 @@ def test_a_sandbox_that_is_gone_ends_the_stream_with_its_reason(where):
         process = Process(*pieces, failures=[trouble] if where == "writing" else [])
         receiver, stream = begun(process, gone)
         stream.write(b"in")
-        assert await receiver.lost == "its lifetime is over"
+        assert str(await receiver.lost) == "its lifetime is over"
         assert stream.is_closing()
         await stream.wait_closed()
 
@@ -202,7 +184,10 @@ def test_a_server_that_ends_says_its_last_words():
     async def test():
         process = Process(b"one", code=1, complaints=b"python3: not found\n")
         receiver, stream = begun(process)
-        assert await receiver.lost == "the sandbox server in it ended (code 1). python3: not found"
+        assert (
+            str(await receiver.lost)
+            == "the sandbox server in it ended (code 1). python3: not found"
+        )
         await stream.wait_closed()
 
     test()
@@ -215,7 +200,7 @@ def test_input_that_is_refused_for_good_ends_the_stream_with_the_same_words():
         process = Process(None, failures=[refused], code=127, complaints=b"what now")
         receiver, stream = begun(process)
         stream.write(b"in")
-        assert await receiver.lost == "the sandbox server in it ended (code 127). what now"
+        assert str(await receiver.lost) == "the sandbox server in it ended (code 127). what now"
         await stream.wait_closed()
 
     test()
@@ -232,7 +217,7 @@ def test_a_service_that_cannot_be_reached_is_waited_for_a_while_and_not_for_ever
         process.stdin.open.clear()
         started = asyncio.get_running_loop().time()
         stream.write(b"in")
-        assert await receiver.lost == "it cannot be reached"
+        assert str(await receiver.lost) == "it cannot be reached"
         assert 10 <= asyncio.get_running_loop().time() - started < 13
         await stream.wait_closed()
 

@@ -1,17 +1,19 @@
 from __future__ import annotations
 
+import os
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import pytest_asyncio
 
 from agentenv_backends.sandboxd.packing import write_zipapp
+from agentenv_backends.sandboxd.slot_files import Workspace
 from tests.agentenv_backends.sandboxd.harness import RunningHost, launch
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
-    from pathlib import Path
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 
 @pytest.fixture(scope="session")
@@ -57,3 +59,26 @@ async def lasting_host(pyz: Path) -> AsyncIterator[RunningHost]:
     host = await launch(pyz)
     yield host
     await host.connection.close()
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A folder for a workspace, with something to be kept from it beside it."""
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "secret").write_text("secret")
+    (tmp_path / "work").mkdir()
+    return tmp_path / "work"
+
+
+@pytest.fixture
+def workspace(root: Path) -> Iterator[Workspace]:
+    """What file operations of a slot work on, in this process. A test that leaks descriptors fails."""
+    workspace = Workspace(str(root))
+    before = _open_descriptors()
+    yield workspace
+    assert _open_descriptors() == before, "descriptors leaked"
+    os.close(workspace.fd)
+
+
+def _open_descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +14,7 @@ import pytest_asyncio
 from agentenv_backends.requests import ExecRequest, KillRequest
 from agentenv_backends.results import ExecResult, ExecStatus, KillResult
 from agentenv_backends.sandboxd.slot_processes import descendants_of
-from tests.agentenv_backends.sandboxd.harness import RunningHost, launch, until
+from tests.agentenv_backends.sandboxd.harness import RunningHost, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -23,21 +22,12 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.sandbox, pytest.mark.asyncio(loop_scope="module")]
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def one_host(pyz: Path) -> AsyncIterator[RunningHost]:
-    if shutil.which("bwrap") is None:
-        pytest.skip("bubblewrap is not installed")
-    host = await launch(pyz)
-    yield host
-    await host.connection.close()
-
-
 @pytest_asyncio.fixture(loop_scope="module")
-async def host(one_host: RunningHost) -> AsyncIterator[RunningHost]:
+async def host(lasting_host: RunningHost) -> AsyncIterator[RunningHost]:
     """A host with one new slot, `a`."""
-    await one_host.connection.open_slot("a")
-    yield one_host
-    await one_host.connection.close_slot("a")
+    await lasting_host.connection.open_slot("a")
+    yield lasting_host
+    await lasting_host.connection.close_slot("a")
 
 
 COUNT_PROCESSES = "set -- /proc/[0-9]*; echo $#"

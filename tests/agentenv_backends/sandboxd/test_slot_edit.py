@@ -17,26 +17,7 @@ from agentenv_backends.sandboxd.slot_files import Workspace
 from tests.processes import child
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    (tmp_path / "work").mkdir()
-    return tmp_path / "work"
-
-
-@pytest.fixture
-def workspace(root: Path) -> Iterator[Workspace]:
-    workspace = Workspace(str(root))
-    before = open_descriptors()
-    yield workspace
-    assert open_descriptors() == before, "descriptors leaked"
-    os.close(workspace.fd)
-
-
-def open_descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
+    pass
 
 
 def edit(workspace: Workspace, path: str, old: str, new: str, *, every: bool = False) -> int:

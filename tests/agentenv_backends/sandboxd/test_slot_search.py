@@ -19,28 +19,13 @@ from agentenv_backends.sandboxd.slot_glob import matches
 from tests.agentenv_backends.sandboxd.test_slot_files import SWAP, attempt
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    pass
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
-    (tmp_path / "outside").mkdir()
-    (tmp_path / "outside" / "secret.py").write_text("secret")
-    (tmp_path / "work").mkdir()
-    return tmp_path / "work"
-
-
-@pytest.fixture
-def workspace(root: Path) -> Iterator[Workspace]:
-    workspace = Workspace(str(root))
-    before = open_descriptors()
-    yield workspace
-    assert open_descriptors() == before, "descriptors leaked"
-    os.close(workspace.fd)
-
-
-def open_descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
+def root(root: Path) -> Path:
+    (root.parent / "outside" / "secret.py").write_text("secret")
+    return root
 
 
 def fill(root: Path, *paths: str, text: str = "") -> None:
