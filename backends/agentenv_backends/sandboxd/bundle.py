@@ -38,6 +38,8 @@ _MODULES = (
     "slot_report",
     "slot_snapshot",
     "slot_init",
+    "slot_template",
+    "template_order",
     "trees",
 )
 _PACKAGE = "agentenv_slot"
@@ -52,8 +54,10 @@ sys.stdout.buffer.write(marshal.dumps(codes))
 """
 _BOOT = (
     "import marshal,os,sys;fd=int(sys.argv.pop(1));codes=marshal.loads(os.pread(fd,1<<24,0));os.close(fd);"
-    "exec(marshal.loads(codes.pop('boot')));boot('%s')" % _PACKAGE
+    "exec(marshal.loads(codes.pop('boot')));boot('%s')"
 )
+INIT, TEMPLATE = _PACKAGE + ".slot_init", _PACKAGE + ".slot_template"
+"""What a process of the slots' interpreter can be."""
 
 
 class InterpreterError(Exception):
@@ -68,9 +72,10 @@ def source_of(module: str) -> str:
     return data.decode("utf-8")
 
 
-def boot_command(interpreter: Sequence[str], bundle: int, stream: int) -> List[str]:
-    """The command line of a slot's init, given the descriptors it inherits."""
-    return [*interpreter, "-I", "-S", "-X", "utf8", "-c", _BOOT, str(bundle), str(stream)]
+def boot_command(interpreter: Sequence[str], module: str, bundle: int, stream: int) -> List[str]:
+    """The command line of a process that is `module`, given the descriptors it inherits."""
+    boot = _BOOT % module
+    return [*interpreter, "-I", "-S", "-X", "utf8", "-c", boot, str(bundle), str(stream)]
 
 
 def compile_bundle(interpreter: Sequence[str]) -> int:

@@ -11,6 +11,7 @@ import time
 from typing import Dict, List, Optional, Tuple
 
 from . import leftovers
+from .lean import join_groups
 
 CONTROLLERS = ("pids", "memory", "cpu")
 _PERIOD_US = 100_000
@@ -56,10 +57,7 @@ class Group:
 
     def join(self) -> None:
         """Move the calling process into the group. Raises `OSError`."""
-        for path in self.join_files:
-            descriptor = os.open(path, os.O_WRONLY)
-            os.write(descriptor, b"0")
-            os.close(descriptor)
+        join_groups(self.join_files)
 
     def note_oom_kills(self) -> bool:
         """Whether the kernel killed for lack of memory here since this was last asked."""

@@ -10,7 +10,8 @@ import shutil
 import signal
 import socket
 import tempfile
-from typing import Any, Dict, List, NoReturn, Optional, Sequence, Tuple
+from functools import partial
+from typing import Any, Callable, Dict, List, NoReturn, Optional, Sequence, Tuple
 
 from . import bundle, bwrap, cgroups, host_limits, leftovers, names, reset, seccomp
 from .lean import PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, prctl
@@ -18,6 +19,7 @@ from .mounter import Mounter
 from .process import SlotParts, SlotProcess
 from .reflinks import can_share
 from .settings import HostSettings
+from .template import Template, TemplateError
 from .trees import remove_tree
 from .users import Users, UsersError, disk_size
 
@@ -77,6 +79,8 @@ class Launcher:
         self.limits_processes_inside = "pids" not in controllers and self._processes_by_rlimit()
         self._limit_memory_by_rlimit = "memory" not in controllers
         self.host_memory = host_limits.HostMemory.find() if self.users is not None else None
+        self.template: Optional[Template] = None
+        """What begins slots, where they are neither confined nor users."""
         self.mounter: Optional[Mounter] = None
         """The helper for mounts, where it has proved to work. Kept from then on: the first snapshot is not to wait."""
         self.folders = ""
@@ -91,6 +95,8 @@ class Launcher:
             self.folders = os.path.join(tempfile.gettempdir(), self._name("slots"))
             os.mkdir(self.folders, 0o700)
             self.clones_in = self.folders if can_share(self.folders) else ""
+            begin = partial(self._run, module=bundle.TEMPLATE)
+            self.template = Template(lambda: _started(SlotParts(None, None), begin))
 
     # --- starting -------------------------------------------------------------------------------------------------
 
@@ -98,25 +104,11 @@ class Launcher:
         """Start a slot; it says READY on its stream when it takes requests. Raises `OSError` or `HostError`."""
         parts = self._take_parts()
         try:
-            ours, theirs, errors, errors_end = _channels()
-        except OSError:
+            process = _started(parts, self._run if self.template is None else self._copy)
+        except (OSError, HostError):
             self._give_back(parts)
             raise
-        try:
-            pid = os.fork()
-        except OSError:
-            ours.close()
-            os.close(errors)
-            self._give_back(parts)
-            raise
-        finally:
-            if os.getpid() == self._owner.pid:
-                theirs.close()
-                os.close(errors_end)
-        if pid == 0:
-            self._become_slot(theirs.fileno(), errors_end, parts)
-        ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-        process = SlotProcess(pid, ours, errors, parts)
+        process.stream.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         if process.memory is None and self.host_memory is not None:
             alone = len(self.settings.slot_folders) == 1
             process.memory = host_limits.MemoryWatch(self.host_memory, alone=alone)
@@ -148,6 +140,8 @@ class Launcher:
         """Take back what the host had."""
         if self.mounter is not None:
             self.mounter.close()
+        if self.template is not None:
+            self.template.close()
         if self.folders and self.users is None:
             shutil.rmtree(self.folders, ignore_errors=True)
 
@@ -246,15 +240,30 @@ class Launcher:
         }
         return json.dumps(values).encode("ascii")
 
+    def _run(self, stream: int, errors: int, parts: SlotParts, module: str = bundle.INIT) -> int:
+        pid = os.fork()
+        if pid == 0:
+            self._become_slot(stream, errors, parts, module)
+        return pid
+
+    def _copy(self, stream: int, errors: int, parts: SlotParts) -> int:
+        assert self.template is not None
+        try:
+            return self.template.fork(
+                stream, errors, parts.group.join_files if parts.group is not None else ()
+            )
+        except TemplateError as error:
+            raise HostError(str(error)) from error
+
     # --- in the child -----------------------------------------------------------------------------------------------
 
-    def _become_slot(self, stream: int, errors: int, parts: SlotParts) -> NoReturn:
+    def _become_slot(self, stream: int, errors: int, parts: SlotParts, module: str) -> NoReturn:
         try:
             os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
             os.dup2(errors, 1)
             os.dup2(errors, 2)
             os.set_blocking(2, True)
-            program = self._program(stream)
+            program = self._program(stream, module)
             if parts.group is not None:
                 parts.group.join()
             # Last: until the new program begins, this process holds the descriptors of all slots.
@@ -278,10 +287,10 @@ class Launcher:
         finally:
             os._exit(127)
 
-    def _program(self, stream: int) -> List[str]:
+    def _program(self, stream: int, module: str) -> List[str]:
         os.set_inheritable(stream, True)
         compiled = _reopened(self._bundle)
-        init = bundle.boot_command(self._interpreter, compiled, stream)
+        init = bundle.boot_command(self._interpreter, module, compiled, stream)
         if not self.confined:
             return init
         data_files = {path: _reopened(descriptor) for path, descriptor in self._data_files.items()}
@@ -343,6 +352,21 @@ def _proxy_variables(url: str) -> Dict[str, str]:
     names = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
     here = "localhost,127.0.0.1,::1"
     return dict(dict.fromkeys(names, url), no_proxy=here, NO_PROXY=here)
+
+
+def _started(parts: SlotParts, begin: Callable[[int, int, SlotParts], int]) -> SlotProcess:
+    """A process that `begin` begins, given its ends of its stream and of the pipe for its complaints."""
+    ours, theirs, errors, errors_end = _channels()
+    try:
+        pid = begin(theirs.fileno(), errors_end, parts)
+    except (OSError, HostError):
+        ours.close()
+        os.close(errors)
+        raise
+    finally:
+        theirs.close()
+        os.close(errors_end)
+    return SlotProcess(pid, ours, errors, parts)
 
 
 def _channels() -> Tuple[socket.socket, socket.socket, int, int]:

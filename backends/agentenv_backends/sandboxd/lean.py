@@ -138,6 +138,16 @@ def json_dumps(value: Any) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode("ascii")
 
 
+def join_groups(files: Iterable[str]) -> None:
+    """Move this process into control groups, given their `cgroup.procs`. Raises `OSError`."""
+    for path in files:
+        descriptor = os.open(path, os.O_WRONLY)
+        try:
+            os.write(descriptor, b"0")
+        finally:
+            os.close(descriptor)
+
+
 def find_program(name: str, path: str) -> str:
     """Where a program lies, looked for in the folders of `path`; empty when it is in none."""
     for folder in path.split(":"):

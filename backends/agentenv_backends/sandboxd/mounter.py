@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import os
-import signal
 import socket
 import struct
-import time
 from typing import Any, Callable, Dict, Optional
 
 from .loop import Loop
-from .slot_processes import signal_quietly
+from .process import collect
 
 Answer = Callable[[Dict[str, Any]], None]
 
@@ -125,14 +123,7 @@ class Mounter:
 
     def _end(self) -> None:
         """It ends with its stream."""
-        deadline = time.monotonic() + _END_S
-        try:
-            while os.waitpid(self._pid, os.WNOHANG)[0] == 0:
-                if time.monotonic() > deadline:
-                    signal_quietly(self._pid, signal.SIGKILL)
-                time.sleep(0.001)
-        except ChildProcessError:
-            return  # collected with the slots' processes
+        collect(self._pid, _END_S)
 
 
 def _nothing() -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import struct
+import time
 from typing import NamedTuple, Optional, Union
 
 from . import bwrap, cgroups, host_limits
@@ -24,6 +25,18 @@ class SlotParts(NamedTuple):
     """Its folder on this machine, with isolation none."""
     home: Optional[SlotHome] = None
     """Who and where it is, with isolation user."""
+
+
+def collect(pid: int, patience_s: float) -> None:
+    """Wait for a child that is about to end, and kill it when it does not; one that was collected is no error."""
+    deadline = time.monotonic() + patience_s
+    try:
+        while os.waitpid(pid, os.WNOHANG)[0] == 0:
+            if time.monotonic() > deadline:
+                signal_quietly(pid, signal.SIGKILL)
+            time.sleep(0.001)
+    except ChildProcessError:
+        return
 
 
 class SlotProcess:

@@ -20,7 +20,7 @@ from .launcher import HostError, Launcher
 from .loop import IN, OUT, Loop
 from .reading import ReadingBudget
 from .settings import HostSettings
-from .slot_processes import kill_descendants
+from .slot_processes import Children, kill_descendants
 from .slots import ENDING, STARTING, Slot, SlotBrokenError, SlotHitError
 from .snapshots import Snapshots
 
@@ -49,6 +49,7 @@ class Server:
         self._driver = DriverStream(reading, writing, self._loop, self._take)
         self._slots: Dict[int, Slot] = {}
         self._by_pid: Dict[int, Slot] = {}
+        self._children = Children(os.getpid())
         self._closing: List[Slot] = []
         """To be ended when no snapshot is under way, or a moment later."""
         self._budget = ReadingBudget(self._loop, MAX_UNFINISHED)
@@ -313,9 +314,17 @@ class Server:
             self._snapshots.slot_ended(slot)
         process = slot.process
         if not process.confined and (process.parts.home is None or process.is_root):
-            # What an init that was killed has left is now below this process, next to the other inits.
-            kill_descendants(os.getpid(), spare=self._by_pid)
+            self._end_orphans()
         self._reset(slot)
+
+    def _end_orphans(self) -> None:
+        """What an init that was killed has left is now below this process, next to the other inits."""
+        assert self._launcher is not None
+        template = self._launcher.template
+        spare = {*self._by_pid, *((template.pid,) if template is not None else ())}
+        # The look at all processes takes longer than the whole life of a small slot, and seldom finds any.
+        if not spare.issuperset(self._children.read()):
+            kill_descendants(os.getpid(), spare)
 
     def _reset(self, slot: Slot) -> None:
         assert self._launcher is not None

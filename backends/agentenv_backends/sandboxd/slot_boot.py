@@ -41,8 +41,8 @@ class _Bundle:
             exec(marshal.loads(code), module.__dict__)  # noqa: S102, S302 - the host's own code
 
 
-def boot(package: str) -> None:
-    """Run the package's `slot_init`."""
+def boot(module: str) -> None:
+    """Run a module's `main`."""
     sys.meta_path.insert(0, _Bundle)
-    __import__(package + ".slot_init")
-    sys.modules[package + ".slot_init"].main()
+    __import__(module)
+    sys.modules[module].main()

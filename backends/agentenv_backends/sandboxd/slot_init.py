@@ -332,7 +332,12 @@ def _shell() -> str:
 
 def main() -> None:
     """Run as the slot's first process; the stream to the host is the descriptor named by the first argument."""
-    link = Link(int(sys.argv[1]))
+    run(int(sys.argv[1]))
+
+
+def run(stream: int) -> None:
+    """Be the slot's first process until the host is gone, whose end of `stream` says so."""
+    link = Link(stream)
     os.set_inheritable(link.fd, False)
     try:
         setup = link.next()

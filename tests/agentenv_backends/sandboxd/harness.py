@@ -73,14 +73,16 @@ class RunningHost:
         return str(result.kind)
 
     def family(self) -> list[Owner]:
-        """The server and every process below it, but for its helper for mounts."""
+        """The server and every process below it, but for its helpers: that for mounts, and what slots are copies of."""
         server = self.process.pid
         below = descendants_of(server)
         return [owner(pid) for pid in (server, *below) if pid == server or not self._helps(pid)]
 
     def _helps(self, pid: int) -> bool:
-        """The helper is a copy of the server in a mount namespace of its own."""
+        """The helper for mounts is a copy of the server in a mount namespace of its own."""
         try:
+            if Path(f"/proc/{pid}/comm").read_text() == "slot-template\n":
+                return True
             (command, place), (own, own_place) = map(_command_and_place, (pid, self.process.pid))
             return command == own and place != own_place
         except OSError:  # it has just ended, or is another user's

@@ -15,8 +15,7 @@ import pytest
 from agentenv_backends.errors import SlotLostError
 from agentenv_backends.requests import KillRequest, ListRequest, ReadRequest, WriteRequest
 from agentenv_backends.results import ExecStatus, KillResult, ListResult, ReadResult, WriteResult
-from agentenv_backends.sandboxd.slot_processes import descendants_of
-from tests.agentenv_backends.sandboxd.harness import RunningHost, StartHost, all_gone, owner, until
+from tests.agentenv_backends.sandboxd.harness import RunningHost, StartHost, all_gone, until
 from tests.agentenv_backends.sandboxd.terminals import shell, tmux, typed
 from tests.processes import child
 
@@ -130,7 +129,7 @@ async def test_killing_a_slots_init_leaves_no_process_of_the_slot(
 ) -> None:
     task = asyncio.create_task(plain.run("sleep 1000 & setsid sleep 1000 & sleep 1000"))
     assert await until(lambda: len(plain.family()) >= 6)
-    family = [owner(pid) for pid in descendants_of(plain.process.pid)]
+    family = plain.family()[1:]
     await plain.connection.open_slot("b")
     os.kill(family[0].pid, signal.SIGKILL)
     with pytest.raises(SlotLostError):
