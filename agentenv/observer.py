@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
 
     from agentenv.rollout import RolloutRecord
@@ -25,6 +26,20 @@ if TYPE_CHECKING:
     from agentenv_tools.schema import ToolCall, ToolResult
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What the tests of a task directory, or of one of its steps, came to."""
+
+    step: str | None
+    """None: the task has no steps."""
+    rewards: Mapping[str, float] | None
+    """None: there are no tests, or they gave none."""
+    output: str
+    """What the tests printed, secrets masked."""
+    failure: str | None = None
+    """Why there is no reward."""
 
 
 class RolloutObserver:
@@ -39,6 +54,9 @@ class RolloutObserver:
         Called on the event loop; once the rollout has ended, or is only giving its slot back, that does nothing.
         """
 
+    def step_started(self, trajectory_id: str, name: str, instruction: str) -> None:
+        """The agent is given a step of a task directory that has several, the first included."""
+
     def reply(self, trajectory_id: str, reply: ParsedReply) -> None:
         """The policy wrote something."""
 
@@ -50,6 +68,9 @@ class RolloutObserver:
 
     def verifying(self, trajectory_id: str) -> None:
         """The agent has ended, and its work is judged."""
+
+    def judged(self, trajectory_id: str, judgement: Judgement) -> None:
+        """The tests of a task directory ended; of one with steps, of each before the next begins."""
 
     def verified(self, trajectory_id: str, verdict: Verdict) -> None:
         """There is a reward."""

@@ -191,8 +191,8 @@ async def _take_watched(
     async with watching(
         cancel_all=requests.request, slots=environments.slots, announce=watch_announcer(console)
     ) as watch:
-        built = partial(environments.add, watch=watch)
-        return await _take(config, store, requests, options, console, watch=watch, built=built)
+        watched = {"watch": watch, "environments": environments}
+        return await _take(config, store, requests, options, console, **watched)
 
 
 def _what_is_left(counts: SweepCounts, directory: Path) -> str:

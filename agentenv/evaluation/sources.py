@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -28,10 +29,11 @@ if TYPE_CHECKING:
 
     from agentenv.env import AgentEnv
     from agentenv.evaluation.spec import Arm, ModelConfig, Price, SweepConfig
+    from agentenv.observer import RolloutObserver
     from agentenv.policy.base import PolicyClient
     from agentenv.run.record import TrajectoryRecord
     from agentenv.types import Item
-    from agentenv.watch import Watch
+    from agentenv.watch import Watch, WatchedEnvironments
 
 _PREVIEW_CHARS = 240
 
@@ -86,15 +88,16 @@ def open_source(
     arm: Arm,
     *,
     watch: Watch | None = None,
-    built: Callable[[AgentEnv[Any]], None] = lambda env: None,
+    environments: WatchedEnvironments | None = None,
 ) -> SampleSource:
     """The source that an arm's configuration means. Raises `ConfigError`.
 
-    `watch` observes and pauses runs of task directories; `built` is given an environment before that is set up.
+    `watch` observes and pauses its rollouts; `environments` are those whose sandboxes the page counts.
     """
     tasks, model = config.tasks[arm.task_set], config.models[arm.model]
+    observer = None if watch is None else _arm_observer(config, arm, watch)
     if tasks.directory is not None:
-        return _task_directories(config, arm, watch)
+        return _task_directories(config, arm, watch, observer)
     if model.agent is not None:
         raise ConfigError(
             f"models.{arm.model}: agent {model.agent!r} is for task directories, and tasks.{arm.task_set} is an "
@@ -103,7 +106,8 @@ def open_source(
 
     def make() -> AgentEnv[Any]:
         env = build_arm_environment(config, arm)
-        built(env)
+        if watch is not None and environments is not None:
+            environments.add(env, watch, observer)
         return env
 
     return EnvironmentSource(
@@ -123,7 +127,23 @@ def check_arms(config: SweepConfig) -> None:
             build_arm_environment(config, arm)
 
 
-def _task_directories(config: SweepConfig, arm: Arm, watch: Watch | None) -> SampleSource:
+def _arm_observer(config: SweepConfig, arm: Arm, watch: Watch) -> RolloutObserver:
+    """Tells the page of an arm's rollouts: under its name as far as a sweep has several, at its model's price."""
+    from agentenv.watch import ArmObserver  # noqa: PLC0415 - imported already where there is a page
+
+    named = (
+        (config.tasks, arm.task_set),
+        (config.models, arm.model),
+        (config.settings, arm.settings),
+    )
+    label = ", ".join(name for several, name in named if len(several) > 1)
+    price = config.models[arm.model].price
+    return ArmObserver(watch.board, label, partial(priced, price=price))
+
+
+def _task_directories(
+    config: SweepConfig, arm: Arm, watch: Watch | None, observer: RolloutObserver | None
+) -> SampleSource:
     from agentenv.evaluation.task_source import (  # noqa: PLC0415 - it imports this module
         MODELLESS,
         TaskDirectorySource,
@@ -131,7 +151,7 @@ def _task_directories(config: SweepConfig, arm: Arm, watch: Watch | None) -> Sam
     )
 
     tasks, model = config.tasks[arm.task_set], config.models[arm.model]
-    observers = () if watch is None else (watch.board,)
+    observers = () if observer is None else (observer,)
     if model.agent is not None:
         return TaskDirectorySource(tasks, MODELLESS[model.agent](), observers=observers)
     policy = _chat_policy(model) if model.chat is not None else _served_policy(model, arm)

@@ -99,6 +99,7 @@ class TaskDirectorySource:
                 options=replace(self._options, seed=seed),
                 places=self._places,
                 observers=self._observers,
+                trajectory_id=trajectory_id,
             )
             said = await asyncio.to_thread(_tests_said, result.output_dir)
         finally:

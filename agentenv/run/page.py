@@ -25,9 +25,15 @@ _ESCAPES = str.maketrans(
 )
 
 
+_HEAD, _ELEMENTS = "agentenv.run/head.html", "agentenv.run/elements.js"
+
+
 @dataclass(frozen=True, slots=True)
 class PageSource:
-    """What a page is made of beside its data: files of `templates` folders, as `package/file`."""
+    """What a page is made of beside its data: files of `templates` folders, as `package/file`.
+
+    Every page begins with the same head and the building blocks of `elements.js`.
+    """
 
     scripts: tuple[str, ...]
     styles: tuple[str, ...] = ("agentenv.run/report.css",)
@@ -35,7 +41,7 @@ class PageSource:
 
     def script(self) -> str:
         """All scripts, as one."""
-        return "".join(map(_source, self.scripts))
+        return "".join(map(_source, (_ELEMENTS, *self.scripts)))
 
     def style(self) -> str:
         """All styles, as one."""
@@ -44,7 +50,6 @@ class PageSource:
 
 RUN_PAGE = PageSource(
     scripts=(
-        "agentenv.run/elements.js",
         "agentenv.run/trajectory.js",
         "agentenv.run/terminal.js",
         "agentenv.run/report.js",
@@ -61,10 +66,8 @@ def page_start(title: str, source: PageSource = RUN_PAGE, *, asks: bool = False)
     )
     if asks:
         policy += "; connect-src 'self'"
-    page = Template(_source(source.body))
-    return page.substitute(title=html.escape(title), policy=policy, style=style).encode(
-        "utf-8", "replace"
-    )
+    head = Template(_source(_HEAD)).substitute(title=html.escape(title), policy=policy, style=style)
+    return (head + _source(source.body)).encode("utf-8", "replace")
 
 
 def page_end(source: PageSource = RUN_PAGE) -> bytes:

@@ -16,6 +16,16 @@ MAX_PICTURE_CHARS = 1_500_000
 """Base64 characters of one image in a page."""
 
 
+def checked_picture(media_type: str, data: str) -> dict[str, Any]:
+    """An image, base64, as a page takes it: `media_type`, `data` and a `note`; the note alone where it is none."""
+    try:
+        part = image_part(base64.b64decode(data, validate=True), media_type)
+    except (binascii.Error, ValueError) as error:
+        return {"note": f"An image that cannot be shown: {error}"}
+    note = f"{media_type}, {part.width} x {part.height} pixels"
+    return {"media_type": media_type, "data": part.data, "note": note}
+
+
 class Pictures:
     """What a page has room for, first come first served."""
 
@@ -36,15 +46,10 @@ class Pictures:
                     call["images"] = [self._picture(image) for image in whole["images"]]
 
     def _picture(self, image: dict[str, Any]) -> dict[str, Any]:
-        media_type, data = str(image.get("media_type")), str(image.get("data"))
-        try:
-            part = image_part(base64.b64decode(data, validate=True), media_type)
-        except (binascii.Error, ValueError) as error:
-            return {"note": f"An image that cannot be shown: {error}"}
-        note = f"{media_type}, {part.width} x {part.height} pixels"
-        if len(data) > min(MAX_PICTURE_CHARS, self._room):
-            return {
-                "note": f"{note}: {len(data) * 3 // 4:,} bytes are not in this page; {self._whole} has them"
-            }
-        self._room -= len(data)
-        return {"media_type": media_type, "data": part.data, "note": note}
+        shown = checked_picture(str(image.get("media_type")), str(image.get("data")))
+        size = len(shown.get("data", ""))
+        if size > min(MAX_PICTURE_CHARS, self._room):
+            left_out = f"{size * 3 // 4:,} bytes are not in this page; {self._whole} has them"
+            return {"note": f"{shown['note']}: {left_out}"}
+        self._room -= size
+        return shown

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+from agentenv.observer import Observation
 from agentenv.rollout import RolloutLimits, RolloutRecord, rollout
 from agentenv.task import Task
 from agentenv.tasks.agents import SessionRequest
@@ -117,22 +118,21 @@ class TaskRollout:
             raise
         runs = [self._task_run(step, sandbox) for step in self.task.steps]
         judge = Judge(self._open_verifier, workdir, agent_is_root=agent_is_root)
+        told = Observation(trajectory_id, self.observers)
         return await rollout(
             Task(
                 instruction=instruction_of(runs[0]),
                 item=runs[0],
                 agent=self.agent.config,
                 seed=self.options.seed,
-                metadata={"trajectory_id": trajectory_id},
+                metadata={"trajectory_id": trajectory_id, "name": self.task.name},
             ),
-            harness=SteppingHarness(
-                self.agent, runs, judge, self.progress, workbench, self.observers
-            ),
+            harness=SteppingHarness(self.agent, runs, judge, self.progress, workbench, told),
             session=self.agent.open_session(
                 SessionRequest(trajectory_id, workbench.schemas, self.options.seed)
             ),
             workbench=workbench,
-            verifier=TaskVerifier(runs[0], judge, self.progress),
+            verifier=TaskVerifier(runs[0], judge, self.progress, told),
             limits=self._limits(),
             trajectory_id=trajectory_id,
             observers=self.observers,

@@ -42,14 +42,15 @@ async def run_task(
     options: RunOptions | None = None,
     places: PlacePool | None = None,
     observers: Sequence[RolloutObserver] = (),
+    trajectory_id: str | None = None,
 ) -> TaskResult:
     """Let an agent work on a task once, judge what it did, and write all of it below a new folder of `output_dir`.
 
     With `places`, sandboxes come from backends that other runs of the same agent use too, and are kept; None: one is
-    started for this run and ended with it. `observers` are told of the rollout, and can withdraw it. Failures of the
-    sandbox, the agent, the model or the tests are in the result and raise nothing. Raises `TaskFormatError` for a
-    directory that is no task and `OSError` when the folder cannot be written; cancellation passes, after everything was
-    ended.
+    started for this run and ended with it. `observers` are told of the rollout, and can withdraw it. `trajectory_id` is
+    the rollout's name, which no other of the same places has; None: one is made. Failures of the sandbox, the agent,
+    the model or the tests are in the result and raise nothing. Raises `TaskFormatError` for a directory that is no task
+    and `OSError` when the folder cannot be written; cancellation passes, after everything was ended.
     """
     if not isinstance(task, TaskDirectory):
         task = await asyncio.to_thread(load_task, task)
@@ -61,7 +62,7 @@ async def run_task(
         task, agent, provider, options or RunOptions(), RunFolder(path), places, observers=observers
     )
     try:
-        return await _Attempt(run).run()
+        return await _Attempt(run, trajectory_id or str(uuid4())).run()
     finally:
         if own is not None:
             await finish(own.close())
@@ -72,6 +73,7 @@ class _Attempt:
     """One run under way, and its records."""
 
     rollout: TaskRollout
+    trajectory_id: str
     log: list[str] = field(default_factory=list)
     record: RolloutRecord | None = None
     failure: BaseException | None = None
@@ -88,7 +90,7 @@ class _Attempt:
         await folder.write_json("config.json", config)
         self._note("environment-start")
         try:
-            self.record = await run.run(str(uuid4()))
+            self.record = await run.run(self.trajectory_id)
         except asyncio.CancelledError:
             self._note("cancel")
             await folder.write_text("trial.log", "\n".join([*self.log, ""]))

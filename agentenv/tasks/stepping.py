@@ -6,9 +6,10 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from agentenv._hook import describe
 from agentenv.errors import AgentEnvError, VerifierError
 from agentenv.harness import AgentClock
-from agentenv.observer import Observation
+from agentenv.observer import Judgement
 from agentenv.rollout import BUDGET_STOPS
 from agentenv.task import Task, Verdict
 from agentenv.tasks.agents import SessionRequest
@@ -22,7 +23,7 @@ from agentenv_backends.errors import BackendError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from agentenv.observer import RolloutObserver
+    from agentenv.observer import Observation
     from agentenv.session import Session
     from agentenv.task import ExecTool
     from agentenv.tasks.agents import TaskAgent
@@ -124,10 +125,11 @@ class TaskWorkbench(ExecutorWorkbench):
 class TaskVerifier:
     """Prepares the sandbox of a task and judges it. Implements `Verifier`; serves one rollout."""
 
-    def __init__(self, first: TaskRun, judge: Judge, progress: Progress) -> None:
+    def __init__(self, first: TaskRun, judge: Judge, progress: Progress, told: Observation) -> None:
         self._first = first
         self._judge = judge
         self._progress = progress
+        self._told = told
 
     async def prepare(
         self, task: Task, *, trajectory_id: str, exec_tool: ExecTool
@@ -156,7 +158,7 @@ class TaskVerifier:
         directory = self._first.directory
         if not directory.is_multi_step:
             (outcome,) = progress.outcomes
-            await judged(outcome, self._judge, last=True)
+            await judged(outcome, self._judge, self._told, last=True)
         strategy = directory.config.multi_step_reward_strategy
         rewards = progress.rewards(strategy if directory.is_multi_step else None)
         failure = progress.outcomes[-1].failure
@@ -165,7 +167,7 @@ class TaskVerifier:
         return Verdict(main_reward(rewards), {"rewards": rewards})
 
 
-async def judged(outcome: StepOutcome, judge: Judge, *, last: bool) -> None:
+async def judged(outcome: StepOutcome, judge: Judge, told: Observation, *, last: bool) -> None:
     """Judge a step. What goes wrong is noted in its outcome, and raised."""
     outcome.verifier_started = now()
     try:
@@ -176,6 +178,13 @@ async def judged(outcome: StepOutcome, judge: Judge, *, last: bool) -> None:
         raise
     finally:
         outcome.verifier_finished = now()
+        told.tell("judged", _judgement(outcome))
+
+
+def _judgement(outcome: StepOutcome) -> Judgement:
+    failure = None if outcome.failure is None else describe(outcome.failure)
+    said = "".join(outcome.run.tests_said)
+    return Judgement(outcome.run.step.name, outcome.rewards, said, failure)
 
 
 class SteppingHarness:
@@ -192,15 +201,15 @@ class SteppingHarness:
         judge: Judge,
         progress: Progress,
         workbench: TaskWorkbench,
-        observers: Sequence[RolloutObserver] = (),
+        told: Observation,
     ) -> None:
-        """`observers` are told of the replies of the steps after the first, whose session is the rollout's."""
+        """`told` hears of the steps, and of the replies of those after the first, whose session is the rollout's."""
         self._agent = agent
         self._runs = runs
         self._judge = judge
         self._progress = progress
         self._workbench = workbench
-        self._observers = observers
+        self._told = told
 
     async def run(
         self, task: Task, session: Session, exec_tool: ExecTool, clock: AgentClock
@@ -231,6 +240,7 @@ class SteppingHarness:
         except SetupCommandError as error:
             self._progress.outcomes.append(StepOutcome(run, failure=error))
             return False
+        self._told.tell("step_started", run.step.name, instruction_of(run))
         limit_s = run.options.effective_agent_timeout_s(run.step.agent.timeout_sec)
         clock = self._workbench.clock = AgentClock(limit_s)
         result = await self._work(run, task, session, exec_tool, clock)
@@ -239,7 +249,7 @@ class SteppingHarness:
             return False
         await run.sandbox.kill_everything()
         try:
-            await judged(outcome, self._judge, last=run is self._runs[-1])
+            await judged(outcome, self._judge, self._told, last=run is self._runs[-1])
         except VerifierError:
             return False
         return _reached(run.step.min_reward, outcome.rewards) or not run.options.verify
@@ -266,7 +276,7 @@ class SteppingHarness:
         session = self._agent.open_session(
             SessionRequest(f"{trajectory_id}-{number}", self._workbench.schemas, seed)
         )
-        return Observation(trajectory_id, self._observers).session(session)
+        return self._told.session(session)
 
 
 def instruction_of(run: TaskRun) -> str:

@@ -30,6 +30,8 @@ class TaskRun:
     options: RunOptions
     warnings: list[str] = field(default_factory=list)
     """What went wrong without being anybody's failure."""
+    tests_said: list[str] = field(default_factory=list)
+    """What its tests printed, secrets masked."""
 
     @property
     def id(self) -> str:

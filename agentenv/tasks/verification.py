@@ -123,7 +123,8 @@ class Judge:
         )
         found = await self._reward_files(sandbox)
         await self._keep_logs(run, sandbox, VERIFIER_LOGS, "verifier")
-        await run.folder.write_text("verifier/test-stdout.txt", done.stdout.text())
+        run.tests_said.append(run.folder.masked(done.stdout.text()))
+        await run.folder.write_text("verifier/test-stdout.txt", run.tests_said[-1])
         if done.timed_out:
             raise VerifierTimeoutError(f"the test script did not end within {timeout_s:g} s")
         if done.explanation or done.signaled:

@@ -14,16 +14,19 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from agentenv.observer import RolloutObserver
+from agentenv.run.jsonl import json_plain
 from agentenv.run.page import clip
 from agentenv.task import item_id
+from agentenv.watch.pictures import KeptPictures
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
 
+    from agentenv.observer import Judgement
     from agentenv.rollout import RolloutRecord
     from agentenv.task import Task, Verdict
     from agentenv.tokens.base import ParsedReply
-    from agentenv_tools.schema import ToolCall, ToolResult
+    from agentenv_tools.schema import ImagePart, ToolCall, ToolResult
 
 KEPT_ENDED = 1_000
 """Of trajectories that have ended, the last so many are kept."""
@@ -54,6 +57,8 @@ class _Entry:
     text: str
     at: float
     failed: bool = False
+    pictures: tuple[dict[str, Any], ...] = ()
+    """See `KeptPictures.add`."""
 
     def to_json(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__slots__}
@@ -66,6 +71,8 @@ class _Watched:
     number: int
     trajectory_id: str
     task: str
+    label: str
+    """What it is part of."""
     started_at: float
     cancel: Callable[[], None]
     state: str = "starting"
@@ -94,11 +101,14 @@ class Board(RolloutObserver):
     def __init__(self) -> None:
         self.version = 0
         self.closed = False
+        self.pictures = KeptPictures()
         self._started = 0
         self._watched: OrderedDict[int, _Watched] = OrderedDict()
         """By number, the one that changed last at the end."""
         self._running: dict[str, _Watched] = {}
         self._ended: deque[int] = deque()
+        self._forgotten = 0
+        """Version of the last change of a trajectory that is no longer kept."""
         self._outcomes: Counter[str] = Counter()
         self._totals: Counter[str] = Counter()
         self._cost_usd: float | None = None
@@ -109,11 +119,24 @@ class Board(RolloutObserver):
 
     def started(self, trajectory_id: str, task: Task, cancel: Callable[[], None]) -> None:
         """A rollout begins."""
+        self.begin(trajectory_id, task, cancel)
+
+    def begin(
+        self, trajectory_id: str, task: Task, cancel: Callable[[], None], label: str = ""
+    ) -> None:
+        """A rollout begins, of what is called `label` where a run has several."""
         self._started += 1
-        name = item_id(task.item) or " ".join(task.instruction[:1000].split())
-        watched = _Watched(self._started, trajectory_id, name[:_TITLE_CHARS], time.time(), cancel)
+        watched = _Watched(
+            self._started, trajectory_id, _title(task), label[:_TITLE_CHARS], time.time(), cancel
+        )
         self._watched[watched.number] = self._running[trajectory_id] = watched
         self._note(watched, "task", "Task", task.instruction)
+
+    def step_started(self, trajectory_id: str, name: str, instruction: str) -> None:
+        """A step of a task that has several begins."""
+        watched = self._running[trajectory_id]
+        first = watched.noted == 1  # its instruction is what the task began with
+        self._note(watched, "task", f"Step of the task: {name}", "" if first else instruction)
 
     def reply(self, trajectory_id: str, reply: ParsedReply) -> None:
         """The policy wrote something."""
@@ -141,9 +164,9 @@ class Board(RolloutObserver):
         watched.state = "working"
         watched.tool_errors += not result.success
         self._totals["tool_errors"] += not result.success
-        images = f"[{len(result.images)} images]" if result.images else ""
-        text = "\n".join(part for part in (result.error, result.output, images) if part)
-        self._note(watched, "result", f"{call.name}: result", text, failed=not result.success)
+        text = "\n".join(part for part in (result.error, result.output) if part)
+        title = f"{call.name}: result"
+        self._note(watched, "result", title, text, failed=not result.success, images=result.images)
 
     def verifying(self, trajectory_id: str) -> None:
         """The agent has ended."""
@@ -151,11 +174,21 @@ class Board(RolloutObserver):
         watched.state = "is verified"
         self._touch(watched)
 
+    def judged(self, trajectory_id: str, judgement: Judgement) -> None:
+        """Tests of a task directory ended."""
+        watched = self._running[trajectory_id]
+        tests = "Tests" if judgement.step is None else f"Tests of step {judgement.step}"
+        rewards = judgement.rewards or {}
+        found = ", ".join(f"{name} {value:g}" for name, value in rewards.items()) or "no reward"
+        text = "\n".join(part for part in (judgement.failure, judgement.output) if part)
+        failed = judgement.failure is not None
+        self._note(watched, "tests", f"{tests}: {found}", text, failed=failed)
+
     def verified(self, trajectory_id: str, verdict: Verdict) -> None:
         """There is a reward."""
         watched = self._running[trajectory_id]
         watched.reward = verdict.reward
-        self._touch(watched)
+        self._note(watched, "tests", f"Reward: {verdict.reward:g}", _as_text(verdict.metadata))
 
     def ended(self, trajectory_id: str, record: RolloutRecord) -> None:
         """The rollout is over."""
@@ -167,7 +200,9 @@ class Board(RolloutObserver):
         self._note(watched, "end", f"Ended: {told}", record.cause or "", failed=bool(record.cause))
         self._ended.append(watched.number)
         if len(self._ended) > KEPT_ENDED:
-            self._clear(self._watched.pop(self._ended.popleft()))
+            old = self._watched.pop(self._ended.popleft())
+            self._forgotten = max(self._forgotten, old.changed)
+            self._clear(old)
 
     def _count_usage(self, watched: _Watched, reply: ParsedReply) -> None:
         usage = reply.usage
@@ -182,11 +217,19 @@ class Board(RolloutObserver):
             self._cost_usd = (self._cost_usd or 0.0) + usage.cost_usd
 
     def _note(
-        self, watched: _Watched, kind: str, title: str, text: str, *, failed: bool = False
+        self,
+        watched: _Watched,
+        kind: str,
+        title: str,
+        text: str,
+        *,
+        failed: bool = False,
+        images: Sequence[ImagePart] = (),
     ) -> None:
         watched.noted += 1
         text = clip(text, ENTRY_CHARS, "the trajectory")
-        entry = _Entry(watched.noted, kind, title[:_TITLE_CHARS], text, time.time(), failed)
+        told = tuple(self.pictures.add(images))
+        entry = _Entry(watched.noted, kind, title[:_TITLE_CHARS], text, time.time(), failed, told)
         watched.entries.append(entry)
         self._chars += len(entry.text)
         if len(watched.entries) > KEPT_ENTRIES:
@@ -240,6 +283,8 @@ class Board(RolloutObserver):
         """Totals, trajectories that changed after version `since`, and entries of number `shown` after the `seen`-th.
 
         At most some hundred trajectories at once, those first that changed first; `version` is what to ask from next.
+        `closed` is said with the last of them. `kept` are the numbers of all there are, for whoever may have missed the
+        end of one that is no longer kept; else None.
         """
         changed = []
         for watched in reversed(self._watched.values()):
@@ -249,10 +294,12 @@ class Board(RolloutObserver):
         part = changed[::-1][:_ROWS_AT_ONCE]
         showing = self._watched.get(shown)
         entries = [entry for entry in (showing.entries if showing else ()) if entry.number > seen]
+        whole = len(part) == len(changed)
         return {
-            "version": part[-1].changed if len(part) < len(changed) else self.version,
-            "closed": self.closed,
+            "version": self.version if whole else part[-1].changed,
+            "closed": self.closed and whole,
             "kept_ended": KEPT_ENDED,
+            "kept": list(self._watched) if since < self._forgotten else None,
             "totals": self._totals
             | {
                 "started": self._started,
@@ -264,3 +311,18 @@ class Board(RolloutObserver):
             "shown": shown,
             "entries": [entry.to_json() for entry in entries],
         }
+
+
+def _title(task: Task) -> str:
+    """A task directory's name, an item's own, or how the instruction begins."""
+    name = task.metadata.get("name") or item_id(task.item)
+    return str(name or " ".join(task.instruction[:1000].split()))[:_TITLE_CHARS]
+
+
+def _as_text(metadata: Mapping[str, Any]) -> str:
+    """What a verifier said, a line or more for each of its notes."""
+    lines = []
+    for name, value in clip(json_plain(metadata), ENTRY_CHARS, "the trajectory").items():
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        lines.append(f"{name}:\n{text}" if "\n" in text else f"{name}: {text}")
+    return "\n".join(lines)

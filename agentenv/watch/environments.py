@@ -9,6 +9,7 @@ from agentenv.watch.board import Slots
 
 if TYPE_CHECKING:
     from agentenv.env import AgentEnv
+    from agentenv.observer import RolloutObserver
     from agentenv.watch.opening import Watch
 
 
@@ -18,9 +19,14 @@ class WatchedEnvironments:
     def __init__(self) -> None:
         self._environments: WeakSet[AgentEnv[Any]] = WeakSet()
 
-    def add(self, env: AgentEnv[Any], watch: Watch) -> None:
-        """Have an environment's rollouts observed by a page, and paused with it. Before it is set up."""
-        env.runtime.observers = (*env.runtime.observers, watch.board)
+    def add(
+        self, env: AgentEnv[Any], watch: Watch, observer: RolloutObserver | None = None
+    ) -> None:
+        """Have an environment's rollouts observed by a page, and paused with it. Before it is set up.
+
+        `observer` is told of them; None: the page's board.
+        """
+        env.runtime.observers = (*env.runtime.observers, observer or watch.board)
         env.runtime.gate = watch.gate
         self._environments.add(env)
 

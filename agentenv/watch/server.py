@@ -1,7 +1,8 @@
 """The page and its controls, served on this machine.
 
     GET /           the page, with the token that everything else asks for
-    GET /changes    what is new since a version of the board; waits a little for it
+    GET /changes    what is new since a version of the board; waits a little for it, but for `wait=0`
+    GET /pictures/N an image of a tool result, as JSON: only the page's script can make a picture of it
     POST /control   {"action": "pause" | "resume" | "cancel" | "cancel_all", "number": N}
 
 Nothing is kept for a page: a browser that is slow or gone costs nothing, and one that comes back asks from what it
@@ -10,14 +11,18 @@ knows. Other web pages cannot ask: their requests have a foreign `Origin`, no to
 
 from __future__ import annotations
 
+import asyncio
 import json
 import secrets
+import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from starlette.responses import Response
 from starlette.routing import Route, Router
 
 from agentenv.run.page import PageSource, data_block, page_end, page_start
+from agentenv.run.pictures import checked_picture
 from agentenv_tools.serving.answers import Answer, HttpError
 from agentenv_tools.serving.guard import Guard, same_token
 from agentenv_tools.serving.settings import is_loopback
@@ -35,9 +40,11 @@ if TYPE_CHECKING:
 TOKEN_HEADER = "x-watch-token"  # noqa: S105 - a name
 _WAIT_S = 2.0
 """So often the page hears something, also when nothing happens."""
+_RECENT_S, _LINGER_S = 2 * _WAIT_S, 1.0
+"""A page that asked so recently is given so long to hear of the end."""
 _MAX_BODY_BYTES = 1_000
 _PAGE = PageSource(
-    scripts=("agentenv.run/elements.js", "agentenv.watch/watch.js"),
+    scripts=("agentenv.watch/watch.js",),
     styles=("agentenv.run/report.css", "agentenv.watch/watch.css"),
     body="agentenv.watch/watch.html",
 )
@@ -67,16 +74,22 @@ class WatchServer:
         self._gate = gate
         self._cancel_all = cancel_all
         self._slots = slots
+        self._asked_at = float("-inf")
+        self._end_told = asyncio.Event()
         routes = [
             Route("/", self._page, methods=["GET"]),
             Route("/changes", self._changes, methods=["GET"]),
+            Route("/pictures/{number:int}", self._picture, methods=["GET"]),
             Route("/control", self._control, methods=["POST"]),
         ]
         self.app: ASGIApp = Guard(Router(routes), settings)
 
     async def close(self, grace_s: float | None = None) -> None:
-        """Answer whoever waits."""
+        """Answer whoever waits, and let a page that is open hear how it ended."""
         self._board.close()
+        if time.monotonic() - self._asked_at < _RECENT_S:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._end_told.wait(), _LINGER_S)
 
     async def _page(self, request: Request) -> Response:
         body = page_start("AgentEnv: live", _PAGE, asks=True)
@@ -92,13 +105,24 @@ class WatchServer:
     async def _changes(self, request: Request) -> Response:
         self._check_token(request)
         since, shown, seen = (_number(request, name) for name in ("since", "show", "seen"))
-        await self._board.news(since, _WAIT_S)
+        self._asked_at = time.monotonic()
+        await self._board.news(since, _WAIT_S if _number(request, "wait", "1") else 0.0)
         slots = self._slots()
         told = self._board.changes(since, shown, seen) | {
             "paused": self._gate.paused,
             "slots": None if slots is None else [slots.used, slots.total, slots.waiting],
         }
+        if told["closed"]:
+            self._end_told.set()
         return Answer.of(told).response()
+
+    async def _picture(self, request: Request) -> Response:
+        self._check_token(request)
+        image = self._board.pictures.get(request.path_params["number"])
+        if image is None:
+            raise HttpError(404, "not_kept", "this image is no longer kept here")
+        shown = await asyncio.to_thread(checked_picture, image.media_type, image.data)
+        return Answer.of(shown).response()
 
     async def _control(self, request: Request) -> Response:
         self._check_token(request)
@@ -122,8 +146,8 @@ class WatchServer:
             )
 
 
-def _number(request: Request, name: str) -> int:
-    text = request.query_params.get(name, "0")
+def _number(request: Request, name: str, default: str = "0") -> int:
+    text = request.query_params.get(name, default)
     if not (text.isascii() and text.isdecimal() and len(text) <= 15):
         raise HttpError(400, "parameter", f"{name} must be a number")
     return int(text)

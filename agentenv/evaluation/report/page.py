@@ -38,7 +38,6 @@ _TRIED_SECTIONS = 3
 
 SWEEP_PAGE = PageSource(
     scripts=(
-        "agentenv.run/elements.js",
         "agentenv.run/trajectory.js",
         "agentenv.run/terminal.js",
         "agentenv.evaluation.report/packed.js",

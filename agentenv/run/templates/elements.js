@@ -3,12 +3,15 @@
 
 const TEXT_STEP = 20000;
 
+/** What a block of the page holds. */
+const dataOf = (name) => JSON.parse(document.getElementById(name).textContent);
+
 // ---- building blocks
 
 function element(tag, classes, ...children) {
   const node = document.createElement(tag);
   if (classes) node.className = classes;
-  for (const child of children.flat()) {
+  for (const child of children.flat(2)) {
     if (child !== null && child !== undefined) node.append(child instanceof Node ? child : text(String(child)));
   }
   return node;
@@ -121,6 +124,39 @@ function choice(options, label, action) {
   for (const name of Object.keys(options)) node.append(element("option", "", name));
   node.addEventListener("change", action);
   return node;
+}
+
+/** Names and values in a line; what is empty is left out. */
+function factsLine(facts) {
+  const told = facts.filter(([, value]) => value);
+  return element("div", "facts-line", told.map(([name, value]) => element("span", "", element("span", "", name), value)));
+}
+
+/** Buttons of which one is pressed. `label` gives the contents of a name's button. */
+function tabBar(names, chosen, choose, label) {
+  return element("div", "tabs", names.map((name) => pressed(button("tab", () => choose(name), label(name)), name === chosen)));
+}
+
+function pressed(node, on) {
+  node.classList.toggle("on", on);
+  node.setAttribute("aria-pressed", String(on));
+  return node;
+}
+
+/** Tabs of a trajectory: how many each has, and none for a terminal that was not used. */
+function trajectoryTabs(names, sizes, chosen, choose) {
+  const shown = names.filter((name) => name !== "Terminal" || name === chosen || (sizes.Terminal || []).length);
+  return tabBar(shown, chosen, choose, (name) => [name, sizes[name] ? element("span", "quiet", " " + sizes[name].length) : null]);
+}
+
+/** Keys act unless somebody types. `hints` are shown at the top: keys, and what they go through. */
+function listenToKeys(actions, hints) {
+  document.addEventListener("keydown", (event) => {
+    const typing = ["INPUT", "SELECT"].includes(event.target.tagName);
+    if (!typing && !event.ctrlKey && !event.metaKey && !event.altKey && actions[event.key]) actions[event.key]();
+  });
+  const parts = hints.map(([keys, what]) => element("span", "", keys.map((key) => [element("kbd", "", key), " "]), what));
+  return element("span", "keys quiet", parts);
 }
 
 function card(label, value) {

@@ -1,6 +1,6 @@
 // Shows a run: the list of groups, the overview, a group with its trajectories.
 
-const RUN = JSON.parse(document.getElementById("run").textContent);
+const RUN = dataOf("run");
 
 const ENTRY_STEP = 200;
 const TOKEN_STEP = 4000;
@@ -165,7 +165,7 @@ function chart() {
 function open(group, trajectory = 0) {
   state.group = group;
   state.trajectory = trajectory;
-  state.data = group.block ? JSON.parse(document.getElementById(group.block).textContent) : null;
+  state.data = group.block ? dataOf(group.block) : null;
   markEntry();
   draw();
 }
@@ -210,25 +210,16 @@ function about(one) {
     ["attempt", one.attempt > 1 ? one.attempt : null],
     ["time", [seconds(one.duration_s), ...timings].filter(Boolean).join(" · ")],
     ["sampled tokens", count(one.sampled_tokens)],
-  ].filter(([, value]) => value);
-  return element("div", "facts-line", facts.map(([name, value]) => element("span", "", element("span", "", name), value)));
+  ];
+  return factsLine(facts);
 }
 
 function tabs(chosen) {
   const sizes = { Steps: chosen.steps, Messages: chosen.messages, Terminal: chosen.terminals, Tokens: chosen.sequences };
-  const shown = TABS.filter((name) => name !== "Terminal" || name === state.tab || (chosen.terminals || []).length);
-  const all = shown.map((name) =>
-    button(
-      "tab" + (name === state.tab ? " on" : ""),
-      () => {
-        state.tab = name;
-        draw();
-      },
-      name,
-      sizes[name] ? element("span", "quiet", " " + sizes[name].length) : null,
-    ),
-  );
-  return element("div", "tabs", all);
+  return trajectoryTabs(TABS, sizes, state.tab, (name) => {
+    state.tab = name;
+    draw();
+  });
 }
 
 const VIEWS = { Steps: stepsView, Messages: messagesView, Terminal: terminalView, Tokens: tokensView, Record: recordView };
@@ -301,16 +292,12 @@ function turnTo(by) {
 }
 
 const KEYS = { j: () => move(1), k: () => move(-1), l: () => turnTo(1), h: () => turnTo(-1), Escape: overview };
-
-document.addEventListener("keydown", (event) => {
-  const typing = ["INPUT", "SELECT"].includes(event.target.tagName);
-  if (!typing && !event.ctrlKey && !event.metaKey && !event.altKey && KEYS[event.key]) KEYS[event.key]();
-});
+const HINTS = [[["j", "k"], "group"], [["h", "l"], "trajectory"], [["esc"], "overview"]];
 
 document.getElementById("top").replaceChildren(
   button("home", overview, element("h1", "", RUN.title)),
   element("span", "quiet", count(RUN.groups.length) + " groups"),
-  element("span", "keys quiet", element("kbd", "", "j"), " ", element("kbd", "", "k"), " group  ", element("kbd", "", "h"), " ", element("kbd", "", "l"), " trajectory  ", element("kbd", "", "esc"), " overview"),
+  listenToKeys(KEYS, HINTS),
 );
 buildSide();
 followLink();

@@ -1,13 +1,14 @@
 "use strict";
 // Asks what is new, again and again, and shows it. All that was told reaches the page as text nodes: elements.js.
 
-const known = JSON.parse(document.getElementById("watch").textContent);
+const known = dataOf("watch");
 const at = (id) => document.getElementById(id);
 const PAUSE_MS = 250;
+const HIDDEN_PAUSE_MS = 5000;
 const SHOWN_ENTRIES = 300;
 const trajectories = new Map();
 const headers = { "x-watch-token": known.token };
-let version = 0, shown = 0, seen = 0, armed = 0;
+let version = 0, shown = 0, seen = 0, armed = 0, over = false;
 let asking = new AbortController();
 
 // ---- controls
@@ -16,9 +17,9 @@ async function control(action, number) {
   const body = JSON.stringify({ action, number });
   try {
     const answer = await fetch("/control", { method: "POST", headers, body });
-    if (!answer.ok && answer.status !== 409) at("state").textContent = (await answer.json()).error.message;
+    if (!answer.ok && answer.status !== 409) say((await answer.json()).error.message, "over");
   } catch {
-    at("state").textContent = "The run is not reached.";
+    say("The run is not reached.", "over");
   }
 }
 
@@ -35,26 +36,31 @@ at("controls").append(pause, cancelAll);
 // ---- trajectories
 
 function choose(number) {
-  trajectories.get(shown)?.node.classList.remove("on");
+  const before = trajectories.get(shown);
+  if (before) pressed(before.node, false);
   shown = number;
   seen = 0;
   const { row, node } = trajectories.get(number);
-  node.classList.add("on");
+  pressed(node, true);
   const cancel = button("cancel", () => control("cancel", number), "Cancel this one");
   cancel.id = "cancel";
-  show(element("h2", "", row.task), element("p", "quiet", row.trajectory_id, " ", cancel), element("div", "events"));
-  head(row);
+  const head = element("div", "chosen", element("h2", "", row.task), cancel);
+  show(head, element("p", "quiet facts"), element("div", "events"));
+  describe(row);
   asking.abort();
 }
 
-function head(row) {
-  if (row.number === shown) at("cancel").disabled = row.outcome !== null;
+function describe(row) {
+  if (row.number !== shown || !at("cancel")) return;
+  at("cancel").disabled = over || row.outcome !== null;
+  const facts = ["#" + row.number, row.label, stateOf(row), rewardOf(row) && "reward " + rewardOf(row), row.trajectory_id];
+  at("main").querySelector(".facts").replaceChildren(text(facts.filter(Boolean).join(" · ")));
 }
 
 function update(row) {
   let entry = trajectories.get(row.number);
   if (!entry) {
-    const node = button("entry", () => choose(row.number));
+    const node = pressed(button("entry", () => choose(row.number)), false);
     node.dataset.number = row.number;
     trajectories.set(row.number, (entry = { node }));
     at("running").prepend(node);
@@ -62,24 +68,32 @@ function update(row) {
   entry.row = row;
   const used = [row.steps + " steps", row.tool_calls + " calls", count(row.input_tokens + row.output_tokens) + " tokens"];
   if (row.cost_usd !== null) used.push("$" + row.cost_usd.toFixed(4));
-  const end = row.outcome === null ? row.state : row.outcome;
-  const reward = row.reward === null ? "" : number(row.reward);
   entry.node.replaceChildren(
-    element("span", "name", "#" + row.number + " ", row.task),
-    element("span", row.outcome === "scored" ? "good" : "quiet", reward),
-    element("span", "what", end + " · " + used.join(" · ")),
+    element("span", "name", element("span", "quiet", "#" + row.number + " "), row.task),
+    element("span", row.reward > 0 ? "good" : "quiet", rewardOf(row)),
+    row.label ? element("span", "what", row.label) : text(""),
+    element("span", "what", stateOf(row) + " · " + used.join(" · ")),
   );
   if (row.outcome !== null && entry.node.parentNode !== at("ended")) at("ended").prepend(entry.node);
-  head(row);
+  describe(row);
 }
 
-function prune(kept) {
+/** Leaves those that the board still has. `numbers` are told to a page that was away for long; null: none was missed. */
+function prune(most, numbers) {
   const ended = at("ended");
-  while (ended.children.length > kept) {
-    trajectories.delete(+ended.lastChild.dataset.number);
-    ended.lastChild.remove();
-  }
+  while (ended.children.length > most) drop(+ended.lastChild.dataset.number);
+  if (numbers === null) return;
+  const kept = new Set(numbers);
+  for (const number of [...trajectories.keys()]) if (!kept.has(number)) drop(number);
 }
+
+function drop(number) {
+  trajectories.get(number).node.remove();
+  trajectories.delete(number);
+}
+
+const stateOf = (row) => (row.outcome === null ? row.state : row.outcome.replaceAll("_", " "));
+const rewardOf = (row) => (row.reward === null ? "" : number(row.reward));
 
 function append(entries) {
   const main = at("main"), events = main.querySelector(".events");
@@ -88,12 +102,44 @@ function append(entries) {
     if (entry.number > seen + 1) events.append(element("p", "quiet", "Earlier entries are no longer kept here."));
     seen = entry.number;
     const time = new Date(entry.at * 1000).toLocaleTimeString();
-    const title = element("div", "title", entry.title, " · " + time);
+    const title = element("div", "title", element("b", "", entry.title), " · " + time);
     const body = entry.text ? element("pre", "", entry.text) : null;
-    events.append(element("div", "event " + entry.kind + (entry.failed ? " failed" : ""), title, body));
+    if (body) body.tabIndex = 0;
+    const pictures = entry.pictures.map(placeFor);
+    events.append(element("div", "event " + entry.kind + (entry.failed ? " failed" : ""), title, body, pictures));
+    pictures.forEach((node) => appearing.observe(node));
   }
   while (events.children.length > SHOWN_ENTRIES) events.firstChild.remove();
   if (follow && entries.length) main.scrollTop = main.scrollHeight;
+}
+
+// ---- images, asked for when they come into view, one after the other
+
+let fetching = Promise.resolve();
+const places = new WeakMap();
+const appearing = new IntersectionObserver((changes) => {
+  for (const { target, isIntersecting } of changes) {
+    if (!isIntersecting) continue;
+    appearing.unobserve(target);
+    fetching = fetching.then(() => fill(target, places.get(target)));
+  }
+});
+
+function placeFor(told) {
+  const node = element("p", "quiet", told.note);
+  places.set(node, told);
+  return node;
+}
+
+async function fill(node, told) {
+  if (told.number === undefined || !node.isConnected) return;
+  try {
+    const answer = await fetch("/pictures/" + told.number, { headers });
+    if (answer.ok) node.replaceWith(picture(await answer.json()));
+    else node.append(" (no longer kept here)");
+  } catch {
+    node.append(" (not reached)");
+  }
 }
 
 // ---- the whole
@@ -114,11 +160,34 @@ function totals(told) {
 function apply(told) {
   version = told.version;
   told.trajectories.forEach(update);
-  prune(told.kept_ended);
+  prune(told.kept_ended, told.kept);
   if (told.shown === shown && shown) append(told.entries);
   totals(told);
   pause.textContent = told.paused ? "Resume" : "Pause";
-  at("state").textContent = told.closed ? "The run has ended." : told.paused ? "Paused" : "Live";
+  say(told.closed ? "The run has ended." : told.paused ? "Paused" : "Live", told.closed ? "over" : told.paused ? "paused" : "live");
+  if (told.closed) end();
+}
+
+/** Said once: a screen reader repeats what is written again. */
+function say(words, kind) {
+  if (at("state").textContent !== words) at("state").textContent = words;
+  at("state").className = kind;
+}
+
+function end() {
+  over = true;
+  pause.disabled = cancelAll.disabled = true;
+  if (at("cancel")) at("cancel").disabled = true;
+}
+
+let wake = () => {};
+document.addEventListener("visibilitychange", () => wake());
+
+function nextTurn() {
+  return new Promise((done) => {
+    wake = done;
+    setTimeout(done, document.hidden ? HIDDEN_PAUSE_MS : PAUSE_MS);
+  });
 }
 
 async function follow() {
@@ -127,17 +196,21 @@ async function follow() {
     try {
       // A trajectory just chosen must not wait for the next event.
       const since = seen || !shown ? version : Math.max(0, version - 1);
-      const query = "?since=" + since + "&show=" + shown + "&seen=" + seen;
+      // One that nobody looks at does not hold a connection, of which a browser has few.
+      const query = "?since=" + since + "&show=" + shown + "&seen=" + seen + "&wait=" + (document.hidden ? 0 : 1);
       const answer = await fetch("/changes" + query, { headers, signal: asking.signal });
-      if (answer.status === 403) return void (at("state").textContent = "Another run is served here: load the page again.");
+      if (answer.status === 403) {
+        say("Another run is served here: load the page again.", "over");
+        return end();
+      }
       const told = await answer.json();
       apply(told);
       if (told.closed) return;
     } catch {
       if (asking.signal.aborted) continue;
-      at("state").textContent = "The run has ended, or is not reached.";
+      say("The run has ended, or is not reached.", "over");
     }
-    await new Promise((done) => setTimeout(done, document.hidden ? 4 * PAUSE_MS : PAUSE_MS));
+    await nextTurn();
   }
 }
 

@@ -22,7 +22,7 @@ def test_a_trajectory_is_told_with_its_steps_tokens_and_cost():
     assert told["totals"]["running"] == 1
     end(watched, "sort")
     told = watched.changes(told["version"], shown=1, seen=5)
-    assert [entry["kind"] for entry in told["entries"]] == ["end"]
+    assert [entry["kind"] for entry in told["entries"]] == ["tests", "end"]
     assert told["trajectories"][0]["reward"] == 0.5
     assert told["totals"]["outcomes"] == {"scored": 1}
 

@@ -33,7 +33,7 @@ async def test_text_that_tries_to_run_or_call_out_is_only_shown(tmp_path: Path):
             await page.value("document.querySelector('.entry').click()")
             await page.until(f"{ENTRIES} === 5")
             end(watch.board, payloads, cause=payloads)
-            await page.until(f"{ENTRIES} === 6")
+            await page.until(f"{ENTRIES} === 7")
             title = json.dumps("<script>document.title='CANARY'")
             shown = f"[...document.querySelectorAll('.event')].filter((e) => e.innerText.includes({title})).length"
             assert await page.value(shown) == 6

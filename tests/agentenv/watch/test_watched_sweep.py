@@ -20,8 +20,10 @@ from tests.agentenv.evaluation.test_environments import write
 class CancellingBoard(Board):
     """Withdraws the third rollout as soon as it begins."""
 
-    def started(self, trajectory_id: str, task: Task, cancel: Callable[[], None]) -> None:
-        super().started(trajectory_id, task, cancel)
+    def begin(
+        self, trajectory_id: str, task: Task, cancel: Callable[[], None], label: str = ""
+    ) -> None:
+        super().begin(trajectory_id, task, cancel, label)
         self.cancel(3)
 
 
@@ -31,8 +33,9 @@ async def test_a_cancelled_sample_is_counted_and_left_for_the_next_run(tmp_path:
     environments = WatchedEnvironments()
     async with watching(announce=lambda url: None) as watch:
         board = CancellingBoard()
-        built = partial(environments.add, watch=replace(watch, board=board))
-        sweep = Sweep(config, store, source=partial(open_source, built=built))
+        watched = replace(watch, board=board)
+        source = partial(open_source, watch=watched, environments=environments)
+        sweep = Sweep(config, store, source=source)
         await sweep.run()
     await store.close()
     assert not sweep.complete

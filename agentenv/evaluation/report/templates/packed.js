@@ -1,6 +1,6 @@
 // Data that is unpacked, or asked for, when somebody looks at it.
 
-const SWEEP = JSON.parse(document.getElementById("sweep").textContent);
+const SWEEP = dataOf("sweep");
 const unpacked = new Map();
 
 /** What a block of the page holds. Kept: sections are small, and looked at again. */

@@ -153,17 +153,16 @@ function about(sample) {
     ["tokens", count(sample.tokens[0]) + " in, " + count(sample.tokens[1]) + " out"],
     ["cost", typeof sample.cost === "number" ? "$" + number(sample.cost, 5) : null],
     ["tries", sample.tries > 1 ? sample.tries : null],
-  ].filter(([, value]) => value);
-  return element("div", "facts-line", facts.map(([name, value]) => element("span", "", element("span", "", name), value)));
+  ];
+  return factsLine(facts);
 }
 
 function tabs(one) {
   const sizes = { Steps: one.steps, Messages: one.messages, Terminal: one.terminals };
-  const shown = TABS.filter((name) => name !== "Terminal" || name === state.tab || (one.terminals || []).length);
-  return element("div", "tabs", shown.map((name) => button("tab" + (name === state.tab ? " on" : ""), () => {
+  return trajectoryTabs(TABS, sizes, state.tab, (name) => {
     state.tab = name;
     draw();
-  }, name, sizes[name] ? element("span", "quiet", " " + sizes[name].length) : null)));
+  });
 }
 
 const VIEWS = { Steps: stepsView, Messages: messagesView, Terminal: terminalView, Record: recordView };
@@ -184,15 +183,11 @@ function turnTo(by) {
 }
 
 const KEYS = { j: () => move(1), k: () => move(-1), l: () => turnTo(1), h: () => turnTo(-1), Escape: overview };
-
-document.addEventListener("keydown", (event) => {
-  const typing = ["INPUT", "SELECT"].includes(event.target.tagName);
-  if (!typing && !event.ctrlKey && !event.metaKey && !event.altKey && KEYS[event.key]) KEYS[event.key]();
-});
+const HINTS = [[["j", "k"], "task"], [["h", "l"], "sample"], [["esc"], "overview"]];
 
 document.getElementById("top").replaceChildren(
   button("home", overview, element("h1", "", SWEEP.title)),
-  element("span", "keys quiet", element("kbd", "", "j"), " ", element("kbd", "", "k"), " task  ", element("kbd", "", "h"), " ", element("kbd", "", "l"), " sample  ", element("kbd", "", "esc"), " overview"),
+  listenToKeys(KEYS, HINTS),
 );
 
 /** `#task/sample/tab` opens a task. */
