@@ -49,12 +49,12 @@ function pairsTable() {
   const body = SWEEP.pairs.map((pair) => {
     const names = pair.arms.map((place) => SWEEP.arms[place].label).join(" → ");
     const interval = typeof pair.low === "number" ? "[" + signed(pair.low) + ", " + signed(pair.high) + "]" : "–";
-    const chance = typeof pair.p_value === "number" ? pair.p_value.toPrecision(3) : "–";
-    const cells = [names, signed(pair.difference), interval, chance, pair.method, count(pair.tasks), count(pair.better), count(pair.worse)];
+    const chance = (value) => (typeof value === "number" ? value.toPrecision(3) : "–");
+    const cells = [names, signed(pair.difference), interval, chance(pair.p_value), chance(pair.adjusted), pair.method, count(pair.tasks), count(pair.better), count(pair.worse)];
     return element("tr", "", cells.map((cell) => element("td", "", cell)));
   });
-  const note = "Paired by task; p-values are not adjusted for how many there are.";
-  return element("div", "", element("h3", "", "Differences"), grid(["", "difference", "interval of 95 %", "p-value", "by", "tasks", "better", "worse"], body), element("p", "quiet", note));
+  const note = "Paired by task. Adjusted: for how many comparisons there are (Holm).";
+  return element("div", "", element("h3", "", "Differences"), grid(["", "difference", "interval of 95 %", "p-value", "adjusted", "by", "tasks", "better", "worse"], body), element("p", "quiet", note));
 }
 
 function lostList() {
