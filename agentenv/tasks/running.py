@@ -39,11 +39,13 @@ async def run_task(
     agent: TaskAgent,
     provider: str = "docker",
     output_dir: str | Path = "output",
+    folder: str | Path | None = None,
     options: RunOptions | None = None,
     places: PlacePool | None = None,
     observers: Sequence[RolloutObserver] = (),
 ) -> TaskResult:
-    """Let an agent work on a task once, judge what it did, and write all of it below a new folder of `output_dir`.
+    """Let an agent work on a task once, judge what it did, and write all of it into a new folder below `output_dir`, or
+    into `folder` itself, which must not exist.
 
     With `places`, sandboxes come from backends that other runs of the same agent use too, and are kept; None: one is
     started for this run and ended with it. `observers` are told of the rollout, and can withdraw it. Failures of the
@@ -53,7 +55,10 @@ async def run_task(
     """
     if not isinstance(task, TaskDirectory):
         task = await asyncio.to_thread(load_task, task)
-    path = await asyncio.to_thread(outputs.new_folder, Path(output_dir), task)
+    if folder is None:
+        path = await asyncio.to_thread(outputs.new_folder, Path(output_dir), task)
+    else:
+        path = await asyncio.to_thread(outputs.make_folder, Path(folder))
     own = None
     if places is None:
         places = own = PlacePool(agent.tools, keep=0)

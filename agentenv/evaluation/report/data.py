@@ -149,6 +149,7 @@ def _sample(
 ) -> dict[str, Any]:
     row = stored.row
     shown: dict[str, Any] = {
+        "sample": stored.sample,
         "arm": places[row.arm],
         "seed": None if row.seed == NO_SEED else row.seed,
         "attempt": row.attempt,
@@ -162,6 +163,7 @@ def _sample(
         "cost": row.cost_usd,
         "seconds": row.duration_s,
         "tries": row.tries,
+        "output_dir": row.output_dir,
         "trajectory": None,
     }
     if room is not None:

@@ -124,7 +124,7 @@ function draw() {
   ];
   if (!chosen) return show(head, element("p", "quiet", "It was not tried yet."));
   const chips = portions(element("div", "chips"), samples, Math.max(SAMPLE_STEP, state.sample + 1), chip);
-  show(head, chips, about(chosen), chosen.trajectory ? [tabs(chosen.trajectory), VIEWS[state.tab](chosen.trajectory)] : element("p", "note", "Its trajectory is not in this file. Every trajectory: agentenv report --serve, with the folder " + SWEEP.folder));
+  show(head, chips, about(chosen), filesOf(chosen), chosen.trajectory ? [tabs(chosen.trajectory), VIEWS[state.tab](chosen.trajectory)] : element("p", "note", "Its trajectory is not in this file. Every trajectory: agentenv report --serve, with the folder " + SWEEP.folder));
 }
 
 function chip(sample, number_) {
@@ -153,8 +153,29 @@ function about(sample) {
     ["tokens", count(sample.tokens[0]) + " in, " + count(sample.tokens[1]) + " out"],
     ["cost", typeof sample.cost === "number" ? "$" + number(sample.cost, 5) : null],
     ["tries", sample.tries > 1 ? sample.tries : null],
+    ["files", sample.output_dir],
   ].filter(([, value]) => value);
   return element("div", "facts-line", facts.map(([name, value]) => element("span", "", element("span", "", name), value)));
+}
+
+/** What it left in files, where somebody serves them: listed when they are asked for. */
+function filesOf(sample) {
+  if (!SWEEP.served || !sample.output_dir) return null;
+  const box = element("div");
+  const open = button("more", async () => {
+    const found = await failing(box, () => asked("outputs/" + sample.sample));
+    if (found) box.replaceChildren(portions(element("div", "files"), found.files, 200, ([name, size]) => fileLine(sample, name, size)), found.more ? element("p", "note", "There are more, in the folder.") : "");
+  }, "Show its files");
+  box.append(open);
+  return box;
+}
+
+function fileLine(sample, name, size) {
+  const link = element("a", "", name);
+  link.href = "outputs/" + sample.sample + "/" + name.split("/").map(encodeURIComponent).join("/");
+  link.target = "_blank";
+  link.rel = "noopener noreferrer";
+  return element("div", "", link, element("span", "quiet", " " + count(size) + " bytes"));
 }
 
 function tabs(one) {
