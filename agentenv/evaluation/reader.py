@@ -159,6 +159,21 @@ class SweepReader:
             raise SweepError(f"sample {sample} is not in {self.path}")
         return StoredSample(sample, SampleRow(*row))
 
+    def by_trajectory(self, trajectory_id: str) -> StoredSample | None:
+        """The sample whose last try has this id."""
+        query = f"select sample, {self._columns} from samples where trajectory_id = ?"  # noqa: S608
+        row = self._db.execute(query, (trajectory_id,)).fetchone()
+        return None if row is None else StoredSample(row[0], SampleRow(*row[1:]))
+
+    def trajectory_ids(self, beginning: str, limit: int) -> list[str]:
+        """Ids of trajectories that begin so, at most so many."""
+        query = "select trajectory_id from samples where substr(trajectory_id, 1, ?) = ? limit ?"
+        return [name for (name,) in self._db.execute(query, (len(beginning), beginning, limit))]
+
+    def count(self) -> int:
+        """How many samples there are."""
+        return int(self._db.execute("select count(*) from samples").fetchone()[0])
+
     def trajectory_bytes(self) -> dict[int, int]:
         """How much the trajectories of each task take, compressed; terminals included."""
         sizes: dict[int, int] = {}

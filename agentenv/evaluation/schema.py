@@ -35,6 +35,7 @@ create table samples (
   unique (arm, task, seed, attempt)
 );
 create index samples_by_task on samples (task, arm);
+create index samples_by_trajectory on samples (trajectory_id);
 create table trajectories (sample integer primary key references samples on delete cascade, body blob not null);
 create table casts (
   sample integer not null references samples on delete cascade, session text not null, body blob not null,

@@ -273,6 +273,8 @@ def _add_columns(db: sqlite3.Connection) -> None:
     for name, kind in ADDED_COLUMNS.items():
         if there and name not in there:
             db.execute(f"alter table samples add column {name} {kind}")
+    if there:
+        db.execute("create index if not exists samples_by_trajectory on samples (trajectory_id)")
 
 
 def _outputs_of(db: sqlite3.Connection, row: SampleRow) -> list[str]:
