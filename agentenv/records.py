@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, astuple, replace
 from typing import TYPE_CHECKING, Any
 
 from agentenv.run.casts import CastFile, cast_path
@@ -14,6 +15,7 @@ from agentenv.run.record import (
     TrajectoryRecord,
 )
 from agentenv.task import item_id
+from agentenv.tokens.messages import to_chat_messages
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -116,7 +118,7 @@ def _trajectory(
         casts=casts,
     )
     if result is None:
-        return base
+        return replace(base, messages=tuple(to_chat_messages(record.unfinished)))
     return TrajectoryRecord(
         **{name: getattr(base, name) for name in _BASE_FIELDS},
         final_response=result.final_response,
@@ -160,6 +162,7 @@ def _sequence(sequence: TokenSequence, row: int | None) -> SequenceRecord:
         logprobs=sequence.logprobs if own else [],
         policy_versions=sequence.policy_versions,
         metadata=json_plain(sequence.metadata),
+        turns=tuple(map(astuple, sequence.turns)) if own else (),
     )
 
 
@@ -194,4 +197,14 @@ def _step(step: AgentStep) -> StepRecord:
         tool_calls=tuple(calls),
         generation_s=step.generation_s,
         tools_s=step.tools_s,
+        reasoning=_reasoning_elsewhere(step),
+        usage=None if step.usage is None else asdict(step.usage),
+        started_at=step.started_at,
+    )
+
+
+def _reasoning_elsewhere(step: AgentStep) -> str | None:
+    """What a step's text does not hold of what the policy thought."""
+    return (
+        step.reasoning if step.reasoning and step.reasoning not in step.assistant_message else None
     )

@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import orjson
 import zstandard
@@ -212,6 +212,17 @@ class Trajectories:
             raise RunDirectoryError(
                 f"{self.path} is of format {found!r}, and {_FORMAT!r} is read here"
             )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Nothing is open between two calls."""
+
+    def count(self) -> int:
+        """How many there are."""
+        with self._connect() as connection:
+            return int(connection.execute("select count(*) from trajectories").fetchone()[0])
 
     def summaries(self) -> Iterator[TrajectorySummary]:
         """Each of them, in the order in which they ended."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +42,7 @@ _COMPARE_HELP = """
     agentenv compare runs/before runs/after
     agentenv compare runs/sweep@small runs/sweep@large         (models of one sweep)
     agentenv compare runs/sweep@small@cold runs/sweep@small@warm
+    agentenv compare runs/sweep@small runs/sweep@medium runs/sweep@large       (every two)
 
 Tasks that only one of them has a score for are left out and counted.
 """
@@ -79,11 +82,12 @@ def add_sweep_parsers(chosen: Any) -> list[argparse.ArgumentParser]:
     compare: argparse.ArgumentParser = chosen.add_parser(
         "compare",
         help="say which of two sweeps, or models of one, is better on the same tasks",
-        description="Compare two sweeps, or models of one, paired by task: difference, interval, p-value.",
+        description="Compare sweeps, or models of one, paired by task: difference, interval, p-value.",
         epilog=_COMPARE_HELP,
     )
     for name in ("A", "B"):
         compare.add_argument(name.lower(), metavar=name, help="RUN_DIR[@MODEL[@SETTINGS]]")
+    compare.add_argument("more", metavar="MORE", nargs="*", help="further ones: then every two")
     export = chosen.add_parser(
         "export", help="write the samples of a sweep to a .csv, .jsonl or .parquet file"
     )
@@ -239,15 +243,26 @@ def _show(directory: Path, console: Console, *, report: bool) -> None:
 
 
 def run_compare(options: argparse.Namespace, console: Console) -> int:
-    """Print how two sweeps, or models of one, differ."""
+    """Print how sweeps, or models of one, differ."""
     from agentenv.evaluation.summary import chosen_arms, compare  # noqa: PLC0415
-    from agentenv.evaluation.terminal import difference_table  # noqa: PLC0415
+    from agentenv.evaluation.terminal import difference_table, differences_table  # noqa: PLC0415
 
-    first, a = _opened(options.a)
-    second, b = _opened(options.b)
-    with first, second:
-        found = compare(first, chosen_arms(first, a), second, chosen_arms(second, b))
-    console.print(difference_table(found, options.a, options.b))
+    words = [options.a, options.b, *options.more]
+    with ExitStack() as stack:
+        sides = []
+        for word in words:
+            reader, choice = _opened(word)
+            stack.enter_context(reader)
+            sides.append((word, reader, chosen_arms(reader, choice)))
+        found = [
+            (first, second, compare(a, of_a, b, of_b))
+            for (first, a, of_a), (second, b, of_b) in combinations(sides, 2)
+        ]
+    if options.more:
+        console.print(differences_table(found))
+    else:
+        first, second, difference = found[0]
+        console.print(difference_table(difference, first, second))
     return commands.OK
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
@@ -13,11 +14,14 @@ from agentenv.run.panels import printable
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from rich.console import Console
 
     from agentenv.atif.store import Trajectories
+    from agentenv.evaluation.trajectories import SweepTrajectories
+
+    Stored = Trajectories | SweepTrajectories
 
 _VERSIONS = ("ATIF-v1.7", "ATIF-v1.8", "ATIF-v1.5", "1.0.0")
 _VERSION_HELP = f"one of {', '.join(_VERSIONS)} (default: {_VERSIONS[0]})"
@@ -78,30 +82,46 @@ def run_trajectory(options: argparse.Namespace, console: Console) -> int:
 
 def _list(options: argparse.Namespace, console: Console) -> int:
     table = Table("trajectory", "outcome", "stopped by", "reward", "steps")
-    for entry in _stored(options).summaries():
-        reward = "" if entry.reward is None else f"{entry.reward:g}"
-        cells = (entry.trajectory_id, entry.outcome, entry.stop_reason, reward, str(entry.steps))
-        table.add_row(*(Text(printable(cell)) for cell in cells))
+    with _stored(options) as stored:
+        for entry in stored.summaries():
+            reward = "" if entry.reward is None else f"{entry.reward:g}"
+            cells = (entry.trajectory_id, entry.outcome, entry.stop_reason, reward)
+            table.add_row(*(Text(printable(cell)) for cell in (*cells, str(entry.steps))))
     console.print(table)
     return 0
 
 
 def _export(options: argparse.Namespace, console: Console) -> int:
+    with _stored(options) as stored:
+        if bool(options.ids) == options.all:
+            raise ConfigError("name the trajectories to export, or give --all")
+        if options.all:
+            return _export_all(stored, options, console)
+        for name in [stored.find(word) for word in options.ids]:
+            _say(console, str(_export_one(stored, name, options)))
+    return 0
+
+
+def _export_all(stored: Stored, options: argparse.Namespace, console: Console) -> int:
+    """Every one, with a bar on a terminal and one line at the end."""
+    done = 0
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("exporting", total=stored.count())
+        for entry in stored.summaries():
+            _export_one(stored, entry.trajectory_id, options)
+            done += 1
+            progress.update(bar, completed=done)
+    _say(console, f"{done:,} trajectories: {options.output}")
+    return 0
+
+
+def _export_one(stored: Stored, name: str, options: argparse.Namespace) -> Path:
     from agentenv.atif import write_trajectory  # noqa: PLC0415 - not needed by other commands
 
-    stored = _stored(options)
-    if bool(options.ids) == options.all:
-        raise ConfigError("name the trajectories to export, or give --all")
-    names: Iterable[str] = (entry.trajectory_id for entry in stored.summaries())
-    if not options.all:
-        names = [stored.find(name) for name in options.ids]
-    for name in names:
-        file = Path(options.output) / _folder_name(name) / "trajectory.json"
-        write_trajectory(
-            stored.read(name), file, images=stored.images(name), version=options.version
-        )
-        _say(console, str(file))
-    return 0
+    file = Path(options.output) / _folder_name(name) / "trajectory.json"
+    return write_trajectory(
+        stored.read(name), file, images=stored.images(name), version=options.version
+    )
 
 
 def _validate(options: argparse.Namespace, console: Console) -> int:
@@ -141,7 +161,14 @@ def _convert(options: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-def _stored(options: argparse.Namespace) -> Trajectories:
+def _stored(options: argparse.Namespace) -> Stored:
+    """Those of a run directory, of whatever kind it is."""
+    from agentenv.evaluation.schema import DATABASE  # noqa: PLC0415
+
+    if (Path(options.run_dir) / DATABASE).exists():
+        from agentenv.evaluation.trajectories import SweepTrajectories  # noqa: PLC0415 - imports numpy
+
+        return SweepTrajectories(options.run_dir)
     from agentenv.atif.store import Trajectories  # noqa: PLC0415 - not needed by other commands
 
     return Trajectories(options.run_dir)

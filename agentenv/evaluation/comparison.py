@@ -1,7 +1,7 @@
 """Two runs on the same tasks: how far apart they are, and whether chance alone would bring them so far.
 
 Paired: what is compared is each task's mean in both, so that how hard a task is cancels out. Tasks that only one of the
-two has a score for are left out and counted.
+two has a score for are left out and counted. P-values of several comparisons are adjusted by `holm_adjusted`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from agentenv.evaluation.statistics import LEVEL, bootstrap_interval, normal_quantile
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import ArrayLike, NDArray
 
@@ -131,6 +131,21 @@ def sign_flip_p_value(differences: ArrayLike) -> tuple[float | None, str]:
         return _drawn(sizes, times, threshold), "sign flips, drawn"
     deviation = math.sqrt(float((sizes**2) @ times))
     return math.erfc(threshold / deviation / math.sqrt(2)), "sign flips, normal"
+
+
+def holm_adjusted(p_values: Sequence[float | None]) -> list[float | None]:
+    """P-values of several hypotheses, adjusted for their number (Holm, 1979), in the order given; None stays None.
+
+    To call significant what is at most a level keeps the chance of one false claim among all of them at that level,
+    however they depend on each other. Those that are None are no hypotheses, and are not counted.
+    """
+    known = sorted((p, place) for place, p in enumerate(p_values) if p is not None)
+    adjusted: list[float | None] = [None] * len(p_values)
+    at_least = 0.0
+    for rank, (p, place) in enumerate(known):
+        at_least = max(at_least, min(1.0, (len(known) - rank) * p))
+        adjusted[place] = at_least
+    return adjusted
 
 
 def _exact(sizes: Floats, times: NDArray[np.int64], threshold: float) -> float:

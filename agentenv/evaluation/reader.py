@@ -14,7 +14,7 @@ import zstandard
 from agentenv.errors import SweepError
 from agentenv.evaluation.schema import COLUMNS, DATABASE, SampleRow
 from agentenv.evaluation.spec import Arm
-from agentenv.evaluation.store import connect, read_spec
+from agentenv.evaluation.store import column_names, connect, read_spec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -70,10 +70,12 @@ class SweepReader:
         try:
             self._db = connect(file, read_only=True)
             spec = read_spec(self._db, self.path)
+            there = column_names(self._db)
         except sqlite3.Error as error:
             raise SweepError(f"{file} cannot be read: {error}") from error
         if spec is None:
             raise SweepError(f"{file} was not begun: it holds no specification")
+        self._columns = ", ".join(name if name in there else "null" for name in COLUMNS)
         self.spec = spec
         """What it measures, secrets masked."""
 
@@ -139,7 +141,7 @@ class SweepReader:
 
     def samples(self, *, tasks: Sequence[int] | None = None) -> Iterator[StoredSample]:
         """Rows, of some tasks or all, in order of task, arm, seed and attempt."""
-        query = f"select sample, {', '.join(COLUMNS)} from samples"  # noqa: S608
+        query = f"select sample, {self._columns} from samples"  # noqa: S608
         order = "order by task, arm, seed, attempt"
         if tasks is None:
             found = self._db.execute(f"{query} {order}")
@@ -148,6 +150,29 @@ class SweepReader:
             found = self._db.execute(f"{query} where task in ({marks}) {order}", tuple(tasks))
         for sample, *values in found:
             yield StoredSample(sample, SampleRow(*values))
+
+    def sample(self, sample: int) -> StoredSample:
+        """The row of one. Raises `SweepError`."""
+        query = f"select {self._columns} from samples where sample = ?"  # noqa: S608
+        row = self._db.execute(query, (sample,)).fetchone()
+        if row is None:
+            raise SweepError(f"sample {sample} is not in {self.path}")
+        return StoredSample(sample, SampleRow(*row))
+
+    def by_trajectory(self, trajectory_id: str) -> StoredSample | None:
+        """The sample whose last try has this id."""
+        query = f"select sample, {self._columns} from samples where trajectory_id = ?"  # noqa: S608
+        row = self._db.execute(query, (trajectory_id,)).fetchone()
+        return None if row is None else StoredSample(row[0], SampleRow(*row[1:]))
+
+    def trajectory_ids(self, beginning: str, limit: int) -> list[str]:
+        """Ids of trajectories that begin so, at most so many."""
+        query = "select trajectory_id from samples where substr(trajectory_id, 1, ?) = ? limit ?"
+        return [name for (name,) in self._db.execute(query, (len(beginning), beginning, limit))]
+
+    def count(self) -> int:
+        """How many samples there are."""
+        return int(self._db.execute("select count(*) from samples").fetchone()[0])
 
     def trajectory_bytes(self) -> dict[int, int]:
         """How much the trajectories of each task take, compressed; terminals included."""

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from agentenv.errors import SweepError
 from agentenv.outcomes import StopReason
-from agentenv.types import AgentResult, AgentStep
+from agentenv.tokens.base import TokenSequence, Turn
+from agentenv.types import AgentResult, AgentStep, Usage
+from agentenv_tools.parsing import parse_reply
 from agentenv_tools.schema import ImagePart, ToolCall, ToolResult
 
 if TYPE_CHECKING:
-    from agentenv.run.record import StepRecord, ToolCallRecord, TrajectoryRecord
+    from agentenv.run.record import SequenceRecord, StepRecord, ToolCallRecord, TrajectoryRecord
 
 
 class WorkspaceGoneError(SweepError):
@@ -44,12 +46,13 @@ class GoneMapping(dict[str, Any]):
 
 
 def agent_result(record: TrajectoryRecord) -> AgentResult:
-    """What the agent did, as its verifier was told; without token sequences."""
+    """What the agent did, as its verifier was told; with token sequences where they were kept."""
     return AgentResult(
         success=True,
         final_response=record.final_response,
         stop_reason=StopReason(record.stop_reason),
         steps=tuple(map(_step, record.steps)),
+        sequences=tuple(map(_sequence, record.sequences)),
         messages=record.messages,
         total_tokens=record.sampled_tokens,
     )
@@ -66,6 +69,21 @@ def _step(step: StepRecord) -> AgentStep:
         tool_results=tuple(map(_result, step.tool_calls)),
         generation_s=step.generation_s,
         tools_s=step.tools_s,
+        content=parse_reply(step.assistant_text).content if step.reasoning else None,
+        reasoning=step.reasoning,
+        usage=None if step.usage is None else Usage(**step.usage),
+        started_at=step.started_at,
+    )
+
+
+def _sequence(sequence: SequenceRecord) -> TokenSequence:
+    return TokenSequence(
+        sequence.tokens,
+        sequence.masks,
+        sequence.logprobs,
+        sequence.policy_versions,
+        sequence.metadata,
+        tuple(Turn(*turn) for turn in sequence.turns),
     )
 
 

@@ -25,7 +25,7 @@ from agentenv.stopping import STOP_GRACE_S
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from agentenv.evaluation.schema import SampleRow
+    from agentenv.evaluation.schema import EndedSample, SampleRow
     from agentenv.evaluation.sources import SampleSource
     from agentenv.evaluation.spec import Arm, SweepConfig
     from agentenv.evaluation.store import Ended, SweepStore
@@ -171,10 +171,14 @@ class Sweep:
 
     async def _take(self, arm: _OpenArm, key: SampleKey, task: int) -> None:
         """Try a sample until infrastructure lets it end, or for the last time; and write it."""
-        retry, spent = self.config.retry, SampleSpent()
+        retry, spent, folders = self.config.retry, SampleSpent(), self._store.folders
         for number in range(1, retry.attempts + 1):
+            folder = folders.begin(key.id)
             result = await arm.source.run(
-                key.task, seed=key.rollout_seed, trajectory_id=f"{key.id}.{number}"
+                key.task,
+                seed=key.rollout_seed,
+                trajectory_id=f"{key.id}.{number}",
+                folder=folder,
             )
             spent.add(result)
             self._count_usage(result)
@@ -183,12 +187,22 @@ class Sweep:
             if self.counts.stopped is not None:
                 break
             self.counts.tries_again += 1
+            await asyncio.to_thread(folders.drop, folder)
             await asyncio.sleep(min(retry.max_wait_s, retry.wait_s * 2 ** (number - 1)))
         place, keep_tokens = (arm.number, task), self.config.keep_tokens
-        row = await self._store.add(
-            lambda: ended_sample(key, place, result, spent, keep_tokens=keep_tokens)
-        )
-        self._count(row)
+        outputs = self._keeps_outputs(result)
+
+        def ended() -> EndedSample:
+            kept = folders.keep(folder, outputs=outputs)
+            return ended_sample(key, place, result, spent, keep_tokens=keep_tokens, output_dir=kept)
+
+        self._count(await self._store.add(ended))
+
+    def _keeps_outputs(self, result: SampleResult) -> bool:
+        wanted, reward = self.config.keep_outputs, result.record.reward
+        if isinstance(wanted, bool):
+            return wanted
+        return reward is None or reward < self.config.success_at
 
     def _count_usage(self, result: SampleResult) -> None:
         usage = result.usage
@@ -312,6 +326,7 @@ class Sweep:
             self._close_if_done(arm)
         if self._closing:
             await asyncio.wait(set(self._closing))
+        await asyncio.to_thread(self._store.folders.drop_begun)
         for worker in self._workers:
             with suppress(asyncio.CancelledError):
                 if worker.done():

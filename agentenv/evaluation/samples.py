@@ -49,6 +49,7 @@ def ended_sample(
     spent: SampleSpent,
     *,
     keep_tokens: bool,
+    output_dir: str | None = None,
 ) -> EndedSample:
     """What is written of a sample whose last try gave `result`. `place` is the numbers of its arm and its task."""
     record, agent = result.record, result.record.result
@@ -77,6 +78,7 @@ def ended_sample(
         tries=spent.tries,
         trajectory_id=record.trajectory_id,
         ended_at=time.time(),
+        output_dir=output_dir,
     )
     encode = (
         encode_line if keep_tokens else encode_json

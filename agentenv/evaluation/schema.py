@@ -31,10 +31,11 @@ create table samples (
   input_tokens integer not null, cached_tokens integer not null, output_tokens integer not null, cost_usd real,
   replies integer not null, tool_calls integer not null, tool_errors integer not null,
   duration_s real not null, generation_s real not null, tools_s real not null, tries integer not null,
-  trajectory_id text not null, ended_at real not null,
+  trajectory_id text not null, ended_at real not null, output_dir text,
   unique (arm, task, seed, attempt)
 );
 create index samples_by_task on samples (task, arm);
+create index samples_by_trajectory on samples (trajectory_id);
 create table trajectories (sample integer primary key references samples on delete cascade, body blob not null);
 create table casts (
   sample integer not null references samples on delete cascade, session text not null, body blob not null,
@@ -81,12 +82,16 @@ class SampleRow:
     trajectory_id: str = ""
     ended_at: float = 0.0
     """Seconds since the epoch."""
+    output_dir: str | None = None
+    """The folder with what else it left, from the sweep's directory; None: nothing was kept."""
 
     def values(self) -> tuple[Any, ...]:
         """In the order of `COLUMNS`."""
         return astuple(self)
 
 
+ADDED_COLUMNS = {"output_dir": "text"}
+"""Columns of `samples` that sweeps which were begun before lack, with their types."""
 COLUMNS = tuple(spec.name for spec in fields(SampleRow))
 INSERT = (
     f"insert or replace into samples ({', '.join(COLUMNS)}) "  # noqa: S608 - names of this module

@@ -60,8 +60,14 @@ class SampleSource(Protocol):
         """
         ...
 
-    async def run(self, task: str, *, seed: int | None, trajectory_id: str) -> SampleResult:
-        """One rollout of a task. Never raises but for cancellation: what failed is in the record's outcome."""
+    async def run(
+        self, task: str, *, seed: int | None, trajectory_id: str, folder: Path
+    ) -> SampleResult:
+        """One rollout of a task. `folder` does not exist, and may be made for what it leaves beside its record.
+
+        What failed is in the record's outcome. Raises `SweepError` when `folder` cannot be written, and nothing else
+        but for cancellation.
+        """
         ...
 
     async def judge(self, task: str, record: TrajectoryRecord) -> Verdict:
@@ -219,7 +225,9 @@ class EnvironmentSource:
             env.runtime.policy.raise_concurrency(self._concurrency)
         return await self._fetch(env)
 
-    async def run(self, task: str, *, seed: int | None, trajectory_id: str) -> SampleResult:
+    async def run(
+        self, task: str, *, seed: int | None, trajectory_id: str, folder: Path
+    ) -> SampleResult:
         """One rollout of an item."""
         env = self._env
         assert env is not None, "open"

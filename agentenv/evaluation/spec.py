@@ -182,6 +182,9 @@ class SweepConfig(_Frozen):
     """The least reward that counts as solved."""
     keep_tokens: bool = False
     """Keep token ids and log-probs of trajectories too, which take most of their room."""
+    keep_outputs: bool | Literal["failed"] = True
+    """Keep what samples of task directories left in files: logs, artifacts, output of tests. `failed`: of those that
+    are not solved."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -2,6 +2,7 @@
 
     sweep.db          samples and trajectories, see `schema.py`; `reader.py` reads it, also while a sweep runs
     sweep.lock        while a process adds to it
+    outputs/          files of samples, see `folders.py`
 
 A sample is in the database once the future of `add` is done, whole or not at all, whatever kills the process; against a
 power failure the last seconds may be lost, never what was there before. One thread writes, and commits together what
@@ -20,7 +21,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import zstandard
 
 from agentenv.errors import RunDirectoryError, SweepError
-from agentenv.evaluation.schema import DATABASE, FORMAT, INSERT, TABLES
+from agentenv.evaluation.folders import SampleFolders, remove_outputs, remove_unnamed
+from agentenv.evaluation.schema import ADDED_COLUMNS, DATABASE, FORMAT, INSERT, TABLES
 from agentenv.evaluation.spec import changes, stored_form
 from agentenv.run.lock import FileLock
 
@@ -52,6 +54,7 @@ class SweepStore:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.folders = SampleFolders(path)
         self._lock = FileLock(path / LOCK)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="sweep-store")
         self._connection: sqlite3.Connection | None = None
@@ -169,6 +172,7 @@ class SweepStore:
             self._lock.acquire()
             self._connection = connect(file)
             self._prepare(config, other)
+            remove_unnamed(self.path, self._named())
         except (OSError, sqlite3.Error) as error:
             if isinstance(error, RunDirectoryError):
                 raise
@@ -181,11 +185,16 @@ class SweepStore:
                 for statement in filter(str.strip, TABLES.split(";")):
                     db.execute(statement)
                 db.execute("insert into meta values ('format', ?)", (FORMAT,))
+            _add_columns(db)
             stored = read_spec(db, self.path)
             if stored is not None and not other:
                 _refuse(changes(stored, config), self.path)
             spec = json.dumps(stored_form(config))
             db.execute("insert or replace into meta values ('spec', ?)", (spec,))
+
+    def _named(self) -> set[str]:
+        query = "select output_dir from samples where output_dir is not null"
+        return {name for (name,) in self._db.execute(query)}
 
     def _arm(self, arm: Arm) -> int:
         names = (arm.task_set, arm.model, arm.settings)
@@ -231,14 +240,17 @@ class SweepStore:
 
     def _write(self, makers: Sequence[Callable[[], EndedSample]]) -> list[SampleRow]:
         samples = [make() for make in makers]
+        replaced: list[str] = []
         with self._db as db:
             for sample in samples:
+                replaced += _outputs_of(db, sample.row)
                 number = db.execute(INSERT, _storable(sample.row.values())).lastrowid
                 body = self._compress(sample.trajectory)
                 db.execute("insert into trajectories values (?, ?)", (number, body))
                 for session, cast in sample.casts.items():
                     packed = self._compress(cast)
                     db.execute("insert into casts values (?, ?, ?)", (number, session, packed))
+        remove_outputs(self.path, replaced)
         return [sample.row for sample in samples]
 
     def _rescore(self, updates: Sequence[Rescored]) -> None:
@@ -255,12 +267,37 @@ class SweepStore:
         self._lock.release()
 
 
+def _add_columns(db: sqlite3.Connection) -> None:
+    """What a sweep that was begun by an earlier version lacks."""
+    there = column_names(db)
+    for name, kind in ADDED_COLUMNS.items():
+        if there and name not in there:
+            db.execute(f"alter table samples add column {name} {kind}")
+    if there:
+        db.execute("create index if not exists samples_by_trajectory on samples (trajectory_id)")
+
+
+def _outputs_of(db: sqlite3.Connection, row: SampleRow) -> list[str]:
+    """The folder of the row that this one takes the place of."""
+    query = (
+        "select output_dir from samples where arm = ? and task = ? and seed = ? and attempt = ? "
+        "and output_dir is not null"
+    )
+    found = db.execute(query, (row.arm, row.task, row.seed, row.attempt))
+    return [name for (name,) in found if name != row.output_dir]
+
+
 def _storable(values: tuple[Any, ...]) -> tuple[Any, ...]:
     """Texts without lone surrogates, which are no characters: a model may write them, and SQLite takes none."""
     return tuple(
         value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
         for value in values
     )
+
+
+def column_names(db: sqlite3.Connection) -> set[str]:
+    """The columns of `samples` that a database has."""
+    return {str(row[1]) for row in db.execute("pragma table_info(samples)")}
 
 
 def connect(file: Path, *, read_only: bool = False) -> sqlite3.Connection:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import tempfile
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -50,8 +49,7 @@ _LET_GO_S = 0.5
 
 
 class TaskDirectorySource:
-    """Task directories below a folder. What the tests printed is kept with the trajectory; a run's other outputs are
-    not.
+    """Task directories below a folder. What the tests printed is kept with the trajectory too.
 
     A task that its sandboxes cannot run is lost to infrastructure, with the reason, and counts in no score.
     """
@@ -87,23 +85,25 @@ class TaskDirectorySource:
             self._policy.raise_concurrency(self._concurrency)
         return [TaskEntry(name, _preview(task)) for name, task in self._tasks.items()]
 
-    async def run(self, task: str, *, seed: int | None, trajectory_id: str) -> SampleResult:
-        """One run of a task; its folder is gone afterwards."""
-        folder = await asyncio.to_thread(tempfile.TemporaryDirectory, prefix="agentenv-sample-")
+    async def run(
+        self, task: str, *, seed: int | None, trajectory_id: str, folder: Path
+    ) -> SampleResult:
+        """One run of a task, into `folder`."""
         try:
             result = await run_task(
                 self._tasks[task],
                 agent=self._agent,
                 provider=self._config.provider,
-                output_dir=folder.name,
-                options=replace(self._options, seed=seed),
+                folder=folder,
+                options=replace(self._options, seed=seed, trajectory_id=trajectory_id),
                 places=self._places,
                 observers=self._observers,
-                trajectory_id=trajectory_id,
             )
-            said = await asyncio.to_thread(_tests_said, result.output_dir)
-        finally:
-            await finish(asyncio.to_thread(folder.cleanup))
+            said = await asyncio.to_thread(_tests_said, folder)
+        except OSError as error:
+            raise SweepError(
+                f"{folder} cannot take what a sample left ({error.strerror or error}): make room, and go on"
+            ) from error
         return self._sample(result, trajectory_id, said)
 
     async def judge(self, task: str, record: TrajectoryRecord) -> Verdict:

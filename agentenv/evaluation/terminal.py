@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
+from agentenv.evaluation.comparison import holm_adjusted
 from agentenv.evaluation.statistics import LEVEL
 from agentenv.evaluation.summary import ordered_k
 from agentenv.run.panels import printable
@@ -130,6 +131,30 @@ def difference_table(found: PairedDifference, first: str, second: str) -> Table:
     for name, value in rows:
         table.add_row(name, Text(value))
     return table
+
+
+def differences_table(found: Sequence[tuple[str, str, PairedDifference]]) -> Table:
+    """Every two of several runs: how far the second is from the first, and what chance would bring."""
+    note = "adjusted: for how many comparisons there are (Holm)"
+    table = Table(title="Paired by task", title_justify="left", caption=note)
+    table.add_column("B - A", overflow="fold")
+    for name in ("difference", "p-value", "adjusted", "tasks"):
+        table.add_column(name, justify="right")
+    adjusted = holm_adjusted([difference.p_value for _, _, difference in found])
+    for (first, second, difference), p in zip(found, adjusted, strict=True):
+        cells = [
+            f"{printable(second)} - {printable(first)}",
+            f"{difference.difference:+.3f}{_interval(difference.low, difference.high, sign=True)}",
+            _p_value(difference.p_value),
+            _p_value(p),
+            f"{difference.tasks:,}",
+        ]
+        table.add_row(*map(Text, cells))
+    return table
+
+
+def _p_value(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
 
 
 def estimate(value: Estimate | None) -> str:

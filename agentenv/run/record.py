@@ -83,6 +83,12 @@ class StepRecord(_Plain):
     tool_calls: tuple[ToolCallRecord, ...] = ()
     generation_s: float = 0.0
     tools_s: float = 0.0
+    reasoning: str | None = None
+    """What the policy thought, where that is not in `assistant_text`."""
+    usage: dict[str, Any] | None = None
+    """What the reply took, with the fields of `Usage`; None where the engine did not tell."""
+    started_at: float | None = None
+    """Seconds since the epoch when the reply was asked for."""
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
@@ -106,12 +112,17 @@ class SequenceRecord(_Plain):
     logprobs: list[float] = field(default_factory=list)
     policy_versions: tuple[str, ...] = ()
     metadata: dict[str, Any] = field(default_factory=dict)
+    turns: tuple[tuple[Any, ...], ...] = ()
+    """Of a sequence with its own lists: its replies, each with the fields of `Turn` in their order."""
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
         """From a dict."""
-        versions = tuple(values.get("policy_versions", ()))
-        return super(SequenceRecord, cls).from_json({**values, "policy_versions": versions})
+        nested = {
+            "policy_versions": tuple(values.get("policy_versions", ())),
+            "turns": tuple(map(tuple, values.get("turns", ()))),
+        }
+        return super(SequenceRecord, cls).from_json({**values, **nested})
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +140,7 @@ class TrajectoryRecord(_Plain):
     """From 1; more where infrastructure failed before."""
     score_metadata: dict[str, Any] = field(default_factory=dict)
     messages: tuple[dict[str, Any], ...] = ()
-    """Text only: images are in the steps."""
+    """Text only: images are in the steps. Of an agent that was cut off, which has no steps: as far as it went."""
     steps: tuple[StepRecord, ...] = ()
     sequences: tuple[SequenceRecord, ...] = ()
     sampled_tokens: int = 0

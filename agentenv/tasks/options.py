@@ -39,6 +39,8 @@ class RunOptions:
     """What `${NAME}` in task.toml is looked up in; None: this process's environment."""
     seed: int | None = None
     """Seeds the policy's replies."""
+    trajectory_id: str | None = None
+    """The rollout's name, which no other of the same places has; None: one is made."""
 
     def effective_agent_timeout_s(self, of_the_task: float | None) -> float:
         """The agent's time for a step, `LONGEST_S` where nothing limits it."""

@@ -75,6 +75,12 @@ def new_folder(output_dir: Path, task: TaskDirectory) -> Path:
     raise FileExistsError(f"{output_dir / name} exists, and so do others like it")
 
 
+def make_folder(path: Path) -> Path:
+    """Make a folder that does not exist, with those above it. Raises `OSError`."""
+    path.mkdir(parents=True)
+    return path.resolve()
+
+
 def saved_config(run: TaskRollout) -> dict[str, Any]:
     """What was asked for, as it may be written down."""
     task, agent, options = run.task, run.agent, run.options

@@ -39,30 +39,33 @@ async def run_task(
     agent: TaskAgent,
     provider: str = "docker",
     output_dir: str | Path = "output",
+    folder: str | Path | None = None,
     options: RunOptions | None = None,
     places: PlacePool | None = None,
     observers: Sequence[RolloutObserver] = (),
-    trajectory_id: str | None = None,
 ) -> TaskResult:
-    """Let an agent work on a task once, judge what it did, and write all of it below a new folder of `output_dir`.
+    """Let an agent work on a task once, judge what it did, and write all of it into a new folder below `output_dir`, or
+    into `folder` itself, which must not exist.
 
     With `places`, sandboxes come from backends that other runs of the same agent use too, and are kept; None: one is
-    started for this run and ended with it. `observers` are told of the rollout, and can withdraw it. `trajectory_id` is
-    the rollout's name, which no other of the same places has; None: one is made. Failures of the sandbox, the agent,
-    the model or the tests are in the result and raise nothing. Raises `TaskFormatError` for a directory that is no task
-    and `OSError` when the folder cannot be written; cancellation passes, after everything was ended.
+    started for this run and ended with it. `observers` are told of the rollout, and can withdraw it. Failures of the
+    sandbox, the agent, the model or the tests are in the result and raise nothing. Raises `TaskFormatError` for a
+    directory that is no task and `OSError` when the folder cannot be written; cancellation passes, after everything was
+    ended.
     """
     if not isinstance(task, TaskDirectory):
         task = await asyncio.to_thread(load_task, task)
-    path = await asyncio.to_thread(outputs.new_folder, Path(output_dir), task)
+    if folder is None:
+        path = await asyncio.to_thread(outputs.new_folder, Path(output_dir), task)
+    else:
+        path = await asyncio.to_thread(outputs.make_folder, Path(folder))
     own = None
     if places is None:
         places = own = PlacePool(agent.tools, keep=0)
-    run = TaskRollout(
-        task, agent, provider, options or RunOptions(), RunFolder(path), places, observers=observers
-    )
+    options = options or RunOptions()
+    run = TaskRollout(task, agent, provider, options, RunFolder(path), places, observers=observers)
     try:
-        return await _Attempt(run, trajectory_id or str(uuid4())).run()
+        return await _Attempt(run, options.trajectory_id or str(uuid4())).run()
     finally:
         if own is not None:
             await finish(own.close())

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
+from agentenv.evaluation.comparison import holm_adjusted
 from agentenv.evaluation.schema import NO_SEED
 from agentenv.evaluation.summary import by_task, compare, summarise
 from agentenv.evaluation.terminal import arm_labels
@@ -69,11 +70,13 @@ def _pairs(reader: SweepReader, summaries: Sequence[ArmSummary]) -> list[dict[st
     numbered = [(place, summary) for place, summary in enumerate(summaries) if summary.scored]
     if len(numbered) > _MAX_COMPARED:
         return []
-    return [
+    found = [
         {"arms": [a, b], **asdict(compare(reader, _only(one), reader, _only(other)))}
         for (a, one), (b, other) in combinations(numbered, 2)
         if one.arm.task_set == other.arm.task_set and _overlap(reader, one, other)
     ]
+    adjusted = holm_adjusted([pair["p_value"] for pair in found])
+    return [{**pair, "adjusted": p} for pair, p in zip(found, adjusted, strict=True)]
 
 
 def _only(summary: ArmSummary) -> dict[int, Any]:
@@ -146,6 +149,7 @@ def _sample(
 ) -> dict[str, Any]:
     row = stored.row
     shown: dict[str, Any] = {
+        "sample": stored.sample,
         "arm": places[row.arm],
         "seed": None if row.seed == NO_SEED else row.seed,
         "attempt": row.attempt,
@@ -159,6 +163,7 @@ def _sample(
         "cost": row.cost_usd,
         "seconds": row.duration_s,
         "tries": row.tries,
+        "output_dir": row.output_dir,
         "trajectory": None,
     }
     if room is not None:

@@ -1,8 +1,10 @@
 """The report of a sweep, served on this machine: for sweeps that no file should hold, and while one runs.
 
-    GET /                 the page
-    GET /tasks            the index of tasks
-    GET /samples/NUMBER   the samples of one task, with their trajectories
+    GET /                        the page
+    GET /tasks                   the index of tasks
+    GET /samples/NUMBER          the samples of one task, with their trajectories
+    GET /outputs/NUMBER          the files that a sample left
+    GET /outputs/NUMBER/PATH     one of them
 
 Each answer is read from the database when it is asked for, in a thread. Nothing can be changed by asking.
 """
@@ -12,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from starlette.responses import Response
 from starlette.routing import Route, Router
@@ -20,6 +22,7 @@ from starlette.routing import Route, Router
 from agentenv.errors import SweepError
 from agentenv.evaluation.reader import SweepReader
 from agentenv.evaluation.report.data import Room, arm_places, samples_of, task_index
+from agentenv.evaluation.report.files import file_answer, listed, sample_folder
 from agentenv.evaluation.report.page import served_page
 from agentenv.run.jsonl import encode_json
 from agentenv_tools.serving.answers import HttpError
@@ -39,6 +42,8 @@ _TERMINAL_S = 20.0
 _AT_ONCE = 2
 _JSON = "application/json; charset=utf-8"
 
+T = TypeVar("T")
+
 
 class SweepServer:
     """Serves one sweep's directory. `app` is an ASGI application, see `agentenv_tools.serving`."""
@@ -53,6 +58,8 @@ class SweepServer:
             Route("/", self._page, methods=["GET"]),
             Route("/tasks", self._tasks, methods=["GET"]),
             Route("/samples/{task:int}", self._samples, methods=["GET"]),
+            Route("/outputs/{sample:int}", self._files, methods=["GET"]),
+            Route("/outputs/{sample:int}/{name:path}", self._file, methods=["GET"]),
         ]
         self.app: ASGIApp = Guard(Router(routes), settings)
 
@@ -80,16 +87,29 @@ class SweepServer:
 
         return await _answer(request, await self._read(read))
 
-    async def _read(self, work: Callable[[SweepReader], bytes]) -> bytes:
-        def open_and_read() -> bytes:
+    async def _files(self, request: Request) -> Response:
+        sample = request.path_params["sample"]
+        body = await self._read(
+            lambda reader: encode_json(listed(sample_folder(reader, sample))), status=404
+        )
+        return await _answer(request, body)
+
+    async def _file(self, request: Request) -> Response:
+        sample, name = request.path_params["sample"], request.path_params["name"]
+        return await self._read(
+            lambda reader: file_answer(sample_folder(reader, sample), name), status=404
+        )
+
+    async def _read(self, work: Callable[[SweepReader], T], *, status: int = 500) -> T:
+        def open_and_read() -> T:
             with SweepReader(self._directory) as reader:
                 return work(reader)
 
         async with self._places:
             try:
                 return await asyncio.to_thread(open_and_read)
-            except SweepError as error:
-                raise HttpError(500, "sweep", str(error)) from error
+            except (SweepError, OSError) as error:
+                raise HttpError(status, "sweep", str(error)) from error
 
 
 async def _answer(request: Request, body: bytes) -> Response:

@@ -21,5 +21,5 @@ def sweep_and_note(directory: Path, begun: Path) -> None:
         os.write(note, f"{trajectory_id}\n".encode())
         return by_seed(source, task, seed, trajectory_id)
 
-    asyncio.run(sweep_into(directory, MADE, run_one=run))
+    asyncio.run(sweep_into(directory, MADE, run_one=run, writes=True))
     os.close(note)

@@ -84,6 +84,8 @@ class NumbersSource:
     run_one: Run = by_seed
     price: float | None = None
     hang: bool = False
+    writes: bool = False
+    """Whether each sample leaves files."""
     noted: list[str] = field(default_factory=list)
 
     async def open(self, *, only_judge: bool = False) -> list[TaskEntry]:
@@ -91,12 +93,19 @@ class NumbersSource:
         count = self.config.tasks[self.arm.task_set].count or 0
         return [TaskEntry(str(number), f"number {number}") for number in range(count)]
 
-    async def run(self, task: str, *, seed: int | None, trajectory_id: str) -> SampleResult:
+    async def run(
+        self, task: str, *, seed: int | None, trajectory_id: str, folder: Path
+    ) -> SampleResult:
         self.noted.append(f"run {trajectory_id}")
         await asyncio.sleep(0)
         while self.hang:
             await asyncio.sleep(3600)
+        if self.writes:
+            (folder / "agent").mkdir(parents=True)
+            (folder / "agent" / "log.txt").write_text(trajectory_id)
         found = self.run_one(self, task, seed, trajectory_id)
+        if self.writes:
+            (folder / "result.json").write_text(f"{found.reward}")
         usage = found.result.usage if found.result else Usage()
         return SampleResult(
             found, Usage(usage.prompt_tokens, usage.completion_tokens, 0, self.price)
@@ -149,3 +158,15 @@ def results(path: Path) -> dict[tuple[Any, ...], tuple[Any, ...]]:
             trajectory = reader.trajectory(stored.sample)
             found[key] = (row.outcome, row.reward, row.output_tokens, trajectory["final_response"])
         return found
+
+
+def outputs(path: Path) -> dict[str, Path]:
+    """The folder of each sample that has one, by its trajectory's id. There are no others."""
+    with SweepReader(path) as reader:
+        found = {
+            stored.row.trajectory_id: path / stored.row.output_dir
+            for stored in reader.samples()
+            if stored.row.output_dir
+        }
+    assert set(found.values()) == set((path / "outputs").glob("*/*"))
+    return found

@@ -1,12 +1,19 @@
 """Paired comparisons, against scipy and against tables worked out by hand."""
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agentenv.evaluation.comparison import compare_tasks, paired_difference, sign_flip_p_value
+from agentenv.evaluation.comparison import (
+    compare_tasks,
+    holm_adjusted,
+    paired_difference,
+    sign_flip_p_value,
+)
 
 
 @given(st.lists(st.sampled_from([-1, 0, 1]), min_size=1, max_size=60))
@@ -85,3 +92,23 @@ def test_only_tasks_in_common_count_and_the_others_are_counted():
     assert (found.tasks, found.left_out) == (2, 2)
     assert found.difference == pytest.approx(0.5)
     assert compare_tasks({"a": 1.0}, {"b": 1.0}, binary=True) is None
+
+
+@settings(deadline=None)
+@given(st.lists(st.none() | st.floats(0, 1), max_size=7))
+def test_p_values_are_adjusted_as_the_closed_test_of_bonferronis_would(found):
+    """Independent of the steps of Holm: a hypothesis falls when every set of them that holds it does."""
+    known = [place for place, p in enumerate(found) if p is not None]
+    for place, adjusted in enumerate(holm_adjusted(found)):
+        if found[place] is None:
+            assert adjusted is None
+            continue
+        sets = [s for size in range(1, len(known) + 1) for s in combinations(known, size)]
+        each = [min(1.0, len(s) * min(found[p] for p in s)) for s in sets if place in s]
+        assert adjusted == pytest.approx(max(each))
+
+
+def test_adjusted_p_values_by_hand():
+    assert holm_adjusted([0.01, 0.04, 0.03, None]) == pytest.approx([0.03, 0.06, 0.06, None])
+    assert holm_adjusted([0.5]) == [0.5]
+    assert holm_adjusted([]) == []

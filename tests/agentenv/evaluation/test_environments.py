@@ -138,6 +138,11 @@ def test_compare_and_export(tmp_path, capsys):
     assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
     assert "6 in common" in capsys.readouterr().out
     assert main(["compare", str(tmp_path / "a"), str(tmp_path / "none")]) == 1
+    capsys.readouterr()
+    assert main(["compare", *(str(tmp_path / name) for name in "aba")]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("+0.000") == 1
+    assert "adjusted" in shown
     target = tmp_path / "x.jsonl"
     assert main(["export", str(tmp_path / "a"), str(target), "--trajectories"]) == 0
     lines = [json.loads(line) for line in target.read_text().splitlines()]

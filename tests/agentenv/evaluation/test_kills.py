@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.agentenv.evaluation.killed_sweep import MADE, SAMPLES, sweep_and_note
-from tests.agentenv.evaluation.sweeps import results, sweep_into
+from tests.agentenv.evaluation.sweeps import outputs, results, sweep_into
 
 KILLS = 200
 
@@ -40,7 +40,7 @@ def _run_and_kill(processes: Any, directory: Path, begun: Path, after_s: float) 
 async def test_killed_at_two_hundred_moments_a_sweep_gives_what_it_gives_undisturbed(
     tmp_path, processes
 ):
-    """Each sample once, none lost, and at most those under way begun again."""
+    """Each sample once with its own whole folder, none lost, and at most those under way begun again."""
     await sweep_into(tmp_path / "whole", MADE)
     whole = results(tmp_path / "whole")
     assert len(whole) == SAMPLES
@@ -57,6 +57,9 @@ async def test_killed_at_two_hundred_moments_a_sweep_gives_what_it_gives_undistu
             killed_here += 1
         kills += killed_here
         assert results(directory) == whole
+        kept = outputs(directory)
+        assert len(kept) == SAMPLES
+        assert all((folder / "agent/log.txt").read_text() == name for name, folder in kept.items())
         times = begun.read_text().split()
         assert len(set(times)) == SAMPLES
         assert len(times) <= SAMPLES + killed_here * MADE.concurrency

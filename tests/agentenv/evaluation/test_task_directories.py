@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
+from agentenv.atif import read_trajectory
 from agentenv.cli.main import main
 from agentenv.errors import ConfigError
 from agentenv.evaluation.reader import SweepReader
@@ -16,6 +17,7 @@ from agentenv.evaluation.store import SweepStore
 from agentenv.evaluation.task_source import TaskDirectorySource, model_agent
 from agentenv.testing import FakePolicy, FakeRequest
 from agentenv_environments.task_set.environment import BUNDLED
+from tests.agentenv.evaluation.sweeps import outputs
 
 pytestmark = [pytest.mark.sandbox, pytest.mark.slow]
 TASKS: dict[str, Any] = {"directory": BUNDLED, "provider": "local"}
@@ -39,6 +41,12 @@ def test_the_oracle_solves_every_bundled_task_and_doing_nothing_none(tmp_path, c
     assert len(rows) == 2 * len(tasks)
     assert all(any(name.endswith("test-stdout.txt") for name in note) for note in notes)
     assert (tmp_path / "run" / "report.html").exists()
+    kept = outputs(tmp_path / "run")
+    assert len(kept) == len(rows)
+    for folder in kept.values():
+        assert json.loads((folder / "result.json").read_text())["output_dir"] == str(folder)
+        assert list(folder.glob("**/verifier/test-stdout.txt"))
+        assert read_trajectory(folder / "agent").steps
     assert main(["evaluate", str(file), "--run-dir", str(tmp_path / "run"), "--rescore"]) == 0
     assert "the tests of a task directory need its sandbox" in capsys.readouterr().out
 

@@ -180,6 +180,10 @@ async def test_a_batch_counts_what_passed_what_failed_and_what_says_nothing(tmp_
     assert folder is not None
     assert folder.parent == batch.output_dir
     assert folder.parent.name.startswith("batch_")
+    for task in batch.tasks[:2]:
+        assert task.output_dir is not None
+        trajectory = read_trajectory(task.output_dir, strict=True)
+        assert errors(validate(trajectory.to_json(), strict=True)) == []
 
 
 def test_a_batch_of_nothing_is_all_zeros(tmp_path: Path):

@@ -9,6 +9,8 @@ from agentenv import ConfigError
 from agentenv.api.client import EnvironmentClient, TrainerClient, TrainerRegistration
 from agentenv.api.server import TrajectoryServer, serving_api
 from agentenv.api.settings import ApiSettings, Scope
+from agentenv.atif import errors, validate
+from agentenv.atif.store import Trajectories
 from agentenv.run.directory import read_groups
 from agentenv_tools.serving import ServeSettings
 from tests.agentenv.fake_env import policy_of
@@ -34,7 +36,8 @@ async def test_an_environment_made_by_hand_feeds_the_trainer_its_configuration_n
     server = TrajectoryServer(ServeSettings(port=0), ApiSettings(data=tmp_path / "db"))
     async with serving_api(server) as url, TrainerClient(url) as trainer:
         run = str(tmp_path / "run.jsonl")
-        env = made(MixedEnv, total_steps=-1, rollout_server_url=url, data_path_to_save_groups=run)
+        told = {"rollout_server_url": url, "data_path_to_save_groups": run}
+        env = made(MixedEnv, total_steps=-1, record_trajectories=True, **told)
         await trainer.register(registration(num_steps=2))
         task = asyncio.create_task(env.env_manager())
         async with asyncio.timeout(60):
@@ -44,6 +47,11 @@ async def test_an_environment_made_by_hand_feeds_the_trainer_its_configuration_n
         await task
     assert len(list(read_groups(tmp_path / "run"))) >= 8
     assert (tmp_path / "run" / "summary.json").exists()
+    stored = Trajectories(tmp_path / "run")
+    for entry in stored.summaries():
+        assert errors(validate(stored.read(entry.trajectory_id).to_json(), strict=True)) == []
+    sent = [t.trajectory_id for g in read_groups(tmp_path / "run") for t in g.trajectories]
+    assert set(sent) <= {entry.trajectory_id for entry in stored.summaries()}
 
 
 async def test_a_server_that_wants_a_token_is_answered_in_the_words_of_the_setting(

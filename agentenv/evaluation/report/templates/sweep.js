@@ -49,12 +49,12 @@ function pairsTable() {
   const body = SWEEP.pairs.map((pair) => {
     const names = pair.arms.map((place) => SWEEP.arms[place].label).join(" → ");
     const interval = typeof pair.low === "number" ? "[" + signed(pair.low) + ", " + signed(pair.high) + "]" : "–";
-    const chance = typeof pair.p_value === "number" ? pair.p_value.toPrecision(3) : "–";
-    const cells = [names, signed(pair.difference), interval, chance, pair.method, count(pair.tasks), count(pair.better), count(pair.worse)];
+    const chance = (value) => (typeof value === "number" ? value.toPrecision(3) : "–");
+    const cells = [names, signed(pair.difference), interval, chance(pair.p_value), chance(pair.adjusted), pair.method, count(pair.tasks), count(pair.better), count(pair.worse)];
     return element("tr", "", cells.map((cell) => element("td", "", cell)));
   });
-  const note = "Paired by task; p-values are not adjusted for how many there are.";
-  return element("div", "", element("h3", "", "Differences"), grid(["", "difference", "interval of 95 %", "p-value", "by", "tasks", "better", "worse"], body), element("p", "quiet", note));
+  const note = "Paired by task. Adjusted: for how many comparisons there are (Holm).";
+  return element("div", "", element("h3", "", "Differences"), grid(["", "difference", "interval of 95 %", "p-value", "adjusted", "by", "tasks", "better", "worse"], body), element("p", "quiet", note));
 }
 
 function lostList() {
@@ -124,7 +124,7 @@ function draw() {
   ];
   if (!chosen) return show(head, element("p", "quiet", "It was not tried yet."));
   const chips = portions(element("div", "chips"), samples, Math.max(SAMPLE_STEP, state.sample + 1), chip);
-  show(head, chips, about(chosen), chosen.trajectory ? [tabs(chosen.trajectory), VIEWS[state.tab](chosen.trajectory)] : element("p", "note", "Its trajectory is not in this file. Every trajectory: agentenv report --serve, with the folder " + SWEEP.folder));
+  show(head, chips, about(chosen), filesOf(chosen), chosen.trajectory ? [tabs(chosen.trajectory), VIEWS[state.tab](chosen.trajectory)] : element("p", "note", "Its trajectory is not in this file. Every trajectory: agentenv report --serve, with the folder " + SWEEP.folder));
 }
 
 function chip(sample, number_) {
@@ -153,8 +153,29 @@ function about(sample) {
     ["tokens", count(sample.tokens[0]) + " in, " + count(sample.tokens[1]) + " out"],
     ["cost", typeof sample.cost === "number" ? "$" + number(sample.cost, 5) : null],
     ["tries", sample.tries > 1 ? sample.tries : null],
+    ["files", sample.output_dir],
   ];
   return factsLine(facts);
+}
+
+/** What it left in files, where somebody serves them: listed when they are asked for. */
+function filesOf(sample) {
+  if (!SWEEP.served || !sample.output_dir) return null;
+  const box = element("div");
+  const open = button("more", async () => {
+    const found = await failing(box, () => asked("outputs/" + sample.sample));
+    if (found) box.replaceChildren(portions(element("div", "files"), found.files, 200, ([name, size]) => fileLine(sample, name, size)), found.more ? element("p", "note", "There are more, in the folder.") : "");
+  }, "Show its files");
+  box.append(open);
+  return box;
+}
+
+function fileLine(sample, name, size) {
+  const link = element("a", "", name);
+  link.href = "outputs/" + sample.sample + "/" + name.split("/").map(encodeURIComponent).join("/");
+  link.target = "_blank";
+  link.rel = "noopener noreferrer";
+  return element("div", "", link, element("span", "quiet", " " + count(size) + " bytes"));
 }
 
 function tabs(one) {
