@@ -1,4 +1,8 @@
-"""Floors of the shell and the terminal: the same programs driven directly over pipes, without a sandbox around them."""
+"""Floors of the shell and the terminal: the same programs driven by nothing but `epoll`, without a sandbox around them.
+
+Harsher than what a program could reach that has other things to do (`programs_terminals.py`): one request, made
+beforehand, and answers that are not looked into.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +26,9 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 _ANSWER_WITHIN_S = 30.0
-_ENV = {"PATH": "/usr/bin:/bin", "LC_CTYPE": "C.UTF-8", "TERM": "dumb"}
+ENV = {"PATH": "/usr/bin:/bin", "LC_CTYPE": "C.UTF-8", "TERM": "dumb"}
+SIZE = (120, 40)
+"""Columns and lines of a terminal."""
 
 
 class _Program:
@@ -35,7 +41,7 @@ class _Program:
         self._last_words = last_words
         self._tail = b""
         self._process = subprocess.Popen(
-            arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=_ENV, bufsize=0
+            arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=ENV, bufsize=0
         )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -147,10 +153,7 @@ def bare_terminals(folder: Path, count: int) -> PipedPrograms:
     """`tmux` in control mode, asked for its screen. Raises `FloorUnavailableError`."""
     if shutil.which("tmux") is None:
         raise FloorUnavailableError("tmux is not installed")
-    commands = [
-        (*_tmux(folder, number), "-C", "new-session", "-x", "120", "-y", "40", "--", "sh")
-        for number in range(count)
-    ]
+    commands = [tmux_command(folder, str(number)) for number in range(count)]
     return PipedPrograms(
         commands,
         request=b"capture-pane -p\n",
@@ -161,13 +164,20 @@ def bare_terminals(folder: Path, count: int) -> PipedPrograms:
 
 async def capture_by_command_line(folder: Path, number: int) -> None:
     """One more process for each look at the screen."""
-    arguments = (*_tmux(folder, number), "capture-pane", "-p")
+    arguments = (*_tmux(folder, str(number)), "capture-pane", "-p")
     process = await asyncio.create_subprocess_exec(
-        *arguments, stdout=asyncio.subprocess.DEVNULL, env=_ENV
+        *arguments, stdout=asyncio.subprocess.DEVNULL, env=ENV
     )
     if await process.wait() != 0:
         raise FloorUnavailableError(f"{' '.join(arguments)} failed")
 
 
-def _tmux(folder: Path, number: int) -> tuple[str, ...]:
-    return ("tmux", "-f", "/dev/null", "-S", str(folder / str(number)))
+def tmux_command(folder: Path, name: str) -> tuple[str, ...]:
+    """A control client of a new server of that name in the folder, with one session."""
+    columns, lines = (str(length) for length in SIZE)
+    session = ("new-session", "-x", columns, "-y", lines, "--", "sh")
+    return (*_tmux(folder, name), "-C", *session)
+
+
+def _tmux(folder: Path, name: str) -> tuple[str, ...]:
+    return ("tmux", "-f", "/dev/null", "-S", str(folder / name))
