@@ -108,9 +108,7 @@ class Programs:
 
 def shells(count: int) -> Programs:
     """A builtin in `bash`: its exit code and what it wrote."""
-    return Programs(
-        [("bash", "--norc", "--noprofile")] * count, _run_builtin, last_words=b"exit\n"
-    )
+    return Programs([("bash", "--norc", "--noprofile")] * count, _run_builtin, last_words=b"exit\n")
 
 
 async def _run_builtin(shell: _Program) -> tuple[int, bytes]:
