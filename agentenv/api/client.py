@@ -275,7 +275,10 @@ class TrainerClient(_Client):
         return await self._http.json("GET", "/status")
 
     async def pause(self) -> None:
-        """Tell environments to start nothing new: weights are being exchanged."""
+        """Tell environments to start nothing new: weights are being exchanged.
+
+        Ends with `resume`, or by itself after the server's lease (ten minutes): call it again to go on longer.
+        """
         await self._http.json("POST", "/pause", {})
 
     async def resume(self) -> None:

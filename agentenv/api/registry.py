@@ -81,7 +81,8 @@ class Registry:
     """Whether a trainer registered at any time, be it before a reset."""
     started: bool = False
     """Whether the trainer has asked for a batch. Environments may register from then on."""
-    paused: bool = False
+    paused_until: float = 0.0
+    """Seconds since the epoch. Environments are to wait until then."""
     group: str | None = None
     project: str | None = None
     batch_size: int = -1
@@ -107,7 +108,8 @@ class Registry:
 
     def reset(self) -> None:
         """Forget all but what the protocol keeps: `max_token_len`, the checkpoint's folder and interval."""
-        self.registered = self.started = self.paused = False
+        self.registered = self.started = False
+        self.paused_until = 0.0
         self.group = self.project = None
         self.batch_size = self.num_steps = -1
         self.step = 0

@@ -208,7 +208,7 @@ class TrajectoryServer:
         return reply({"batch_size": registry.batch_size, "max_token_len": registry.max_token_len})
 
     async def _status(self, request: web.Request) -> web.StreamResponse:
-        return await send_json(request, reply(self.service.state.status()).body, self.service)  # type: ignore[arg-type]
+        return await send_json(request, reply(self.service.status()).body, self.service)  # type: ignore[arg-type]
 
     async def _latest_example(self, request: web.Request) -> web.StreamResponse:
         latest = self.service.state.latest
@@ -335,11 +335,13 @@ class TrajectoryServer:
         return web.Response(text="Reset successful")
 
     async def _pause(self, _request: web.Request) -> web.Response:
-        await self.service.set_paused(True)
-        return reply({"status": "success", "paused": True})
+        await self.service.pause()
+        return reply(
+            {"status": "success", "paused": True, "lease_s": self.service.settings.lease_s}
+        )
 
     async def _resume(self, _request: web.Request) -> web.Response:
-        await self.service.set_paused(False)
+        await self.service.resume()
         return reply({"status": "success", "paused": False})
 
 

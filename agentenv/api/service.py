@@ -139,14 +139,22 @@ class TrajectoryService:
         if env is None:
             raise UnknownEnvIdError(f"no environment {env_id} is registered")
         self._heard_of(env_id)
-        answer, change = self._state.env_status(env)
+        answer, change = self._state.env_status(env, time.time())
         if change.statements:
             await self._commit(change)
         return answer
 
-    async def set_paused(self, paused: bool) -> None:
-        """Tell environments to wait, or to go on."""
-        await self._commit(self._state.set_paused(paused))
+    def status(self) -> dict[str, Any]:
+        """See `ServerState.status`."""
+        return self._state.status(time.time())
+
+    async def pause(self) -> None:
+        """Tell environments to wait: until `resume`, and for `lease_s` unless it is called again."""
+        await self._commit(self._state.pause_until(time.time() + self.settings.lease_s))
+
+    async def resume(self) -> None:
+        """Tell environments to go on."""
+        await self._commit(self._state.pause_until(0.0))
 
     async def reset(self) -> None:
         """See `ServerState.reset`."""

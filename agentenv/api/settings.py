@@ -31,7 +31,7 @@ class ApiSettings:
     tokens: dict[Scope, str] = field(default_factory=dict, repr=False)
     """Empty: whoever reaches the address may do everything."""
     lease_s: float = 600.0
-    """How long a consumer may hold a batch before another may have it."""
+    """How long a consumer may hold a batch before another may have it, and a pause may last that nobody renews."""
     env_timeout_s: float = 60.0
     """How long an environment may be silent and still be waited for."""
     max_staleness: int | None = None

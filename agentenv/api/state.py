@@ -72,9 +72,9 @@ class ServerState:
         env.expired = True
         return Change([sql.put_env(env)])
 
-    def set_paused(self, paused: bool) -> Change:
-        """The trainer wants environments to wait, or to go on."""
-        self.registry.paused = paused
+    def pause_until(self, deadline: float) -> Change:
+        """The trainer wants environments to wait until then; 0: to go on."""
+        self.registry.paused_until = deadline
         return Change([sql.put_registry(self.registry)])
 
     def start(self) -> Change:
@@ -222,13 +222,13 @@ class ServerState:
         """Of all groups kept, those in trainers' hands too."""
         return self.queue.bytes + self.leases.bytes
 
-    def status(self) -> dict[str, Any]:
+    def status(self, now: float) -> dict[str, Any]:
         """What `/status` tells: the protocol's two keys, and ours."""
         leases = self.leases.open
         return {
             "current_step": self.registry.step,
             "queue_size": self.queue.queued,
-            "paused": self.registry.paused,
+            "paused": self.registry.paused_until > now,
             "registered": self.registry.registered,
             "buffered": self.queue.buffered,
             "unpackable": self.queue.unpackable(self.registry.batch_size),
@@ -260,7 +260,7 @@ class ServerState:
             "groups_buffered": len(buffer) if buffer else 0,
         }
 
-    def env_status(self, env: Environment) -> tuple[dict[str, Any], Change]:
+    def env_status(self, env: Environment, now: float) -> tuple[dict[str, Any], Change]:
         """What `/status-env` tells, in groups of this environment. Its group size follows its largest group."""
         registry, queue = self.registry, self.queue
         change = Change()
@@ -281,7 +281,7 @@ class ServerState:
             "self_queue_size": own // size,
             "max_group_size": queue.largest,
             "env_weight": registry.weight_of(env),
-            "paused": registry.paused,
+            "paused": registry.paused_until > now,
             "server_id": self.server_id,
         }
         return answer, change

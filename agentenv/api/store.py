@@ -319,7 +319,9 @@ def _meta(connection: sqlite3.Connection) -> dict[str, Any]:
 def _load(connection: sqlite3.Connection) -> ServerState:
     meta = _meta(connection)
     state = ServerState(server_id=meta["server_id"], counts=Counter(meta.get("counts", {})))
-    state.registry = Registry(**meta.get("registry", {}))
+    settings = meta.get("registry", {})
+    settings.pop("paused", None)  # of earlier versions, whose pauses had no end
+    state.registry = Registry(**settings)
     state.registry.envs = [
         Environment(**json.loads(value))
         for (value,) in connection.execute("select value from envs order by env_id")

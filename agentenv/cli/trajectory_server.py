@@ -64,7 +64,7 @@ def add_api_parser(chosen: Any) -> None:
 
 def _add_limits(parser: argparse.ArgumentParser) -> None:
     number: list[tuple[str, type, str, str]] = [
-        ("--lease-s", float, "SECONDS", "how long a consumer may hold a batch before another may have it (600)"),
+        ("--lease-s", float, "SECONDS", "how long a batch is its consumer's, and a pause lasts (600)"),
         ("--env-timeout-s", float, "SECONDS", "how long an environment may be silent and be waited for (60)"),
         ("--max-staleness", int, "STEPS", "drop groups whose policy is more steps older at hand-out (off)"),
         ("--max-queue-bytes", int, "N", "packed bytes of groups kept; then senders get 503 (16 GiB)"),

@@ -385,6 +385,15 @@ async def test_pause_and_resume_reach_the_environments():
         assert not (await api.get("/status-env", {"env_id": env_id}))["paused"]
 
 
+async def test_a_pause_that_nobody_renews_ends_by_itself():
+    async with served(ApiSettings(lease_s=1e-9)) as api:
+        await api.start_training()
+        env_id = await api.register_env()
+        assert (await api.post("/pause", {}))["lease_s"] == 1e-9
+        assert not (await api.get("/status-env", {"env_id": env_id}))["paused"]
+        assert not (await api.get("/status"))["paused"]
+
+
 async def test_the_binary_form_goes_in_and_out():
     async with served() as api:
         await api.start_training()

@@ -52,10 +52,10 @@ class Life:
             return Change()
         env = self.draw.choice(envs)
         changes = [
-            lambda: self.state.env_status(env)[1],
+            lambda: self.state.env_status(env, 0.0)[1],
             lambda: self.state.expire(env),
             lambda: self.state.set_connected(env, connected=self.draw.random() < 0.7),
-            lambda: self.state.set_paused(self.draw.random() < 0.5),
+            lambda: self.state.pause_until(self.draw.choice([0.0, 1.0])),
         ]
         return self.draw.choice(changes)()
 
@@ -96,7 +96,7 @@ class Life:
 
 
 def told(state: ServerState) -> dict[str, object]:
-    status = state.status()
+    status = state.status(0.0)
     del status["counts"]
     for lease in status["leases"]:
         if lease["consumer"] is None:

@@ -1,6 +1,7 @@
 import asyncio
+import json
 import sqlite3
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,22 @@ async def test_a_restart_goes_on_with_everything(tmp_path):
         again = {"batch_id": held["batch_id"], "consumer": "a"}
         assert (await api.post("/batch/acknowledge", again))["status"] == "success"
         assert (await api.get("/status"))["leases"] == []
+
+
+async def test_an_endless_pause_of_an_earlier_version_does_not_last(tmp_path):
+    settings = ApiSettings(data=tmp_path)
+    async with served(settings) as api:
+        await api.start_training()
+    with closing(sqlite3.connect(tmp_path / DATABASE_NAME)) as database, database:
+        (text,) = database.execute("select value from meta where key = 'registry'").fetchone()
+        registry = json.loads(text) | {"paused": True}
+        del registry["paused_until"]
+        database.execute(
+            "update meta set value = ? where key = 'registry'", (json.dumps(registry),)
+        )
+    async with served(settings) as api:
+        status = await api.get("/status")
+        assert (status["registered"], status["paused"]) == (True, False)
 
 
 async def test_a_file_may_be_named_instead_of_a_folder(tmp_path):
