@@ -25,6 +25,7 @@ _REQUEST = struct.Struct("=iii")
 _USER_BY_NAME, _USER_BY_ID, _GROUP_BY_NAME, _GROUP_BY_ID, _GROUPS_OF = 0, 1, 2, 3, 15
 _MAX_KEY = 256
 _MAX_CLIENTS = 64
+_MAX_WAITING = 4096
 _NOBODY = 65534
 _CREDENTIALS = struct.Struct("=iii")
 
@@ -159,61 +160,84 @@ def _encoded_groups(groups: Optional[List[int]]) -> bytes:
 # --- The process ----------------------------------------------------------------------------------
 
 
+class _Client(NamedTuple):
+    """A connection, whose it is, and what has come of its request."""
+
+    stream: socket.socket
+    uid: int
+    request: bytes = b""
+
+
 class _Service:
-    """Answers one request for each connection, however slowly it comes."""
+    """Answers one request for each connection, however slowly it comes. A user who has too many loses those of its
+    own that have waited longest, and nobody else's.
+    """
 
     def __init__(self, listener: socket.socket, names: Names) -> None:
         self._listener = listener
         self._names = names
         self._poll = select.poll()
         self._poll.register(listener.fileno(), select.POLLIN)
-        self._clients: Dict[int, Tuple[socket.socket, bytes]] = {}
-        """By descriptor, oldest first: the connection, and what has come of its request."""
+        self._clients: Dict[int, _Client] = {}
+        """By descriptor."""
+        self._of_user: Dict[int, Dict[int, None]] = {}
+        """The descriptors of each user, oldest first."""
 
     def serve(self) -> None:
         """Until the process is ended."""
         while True:
             for descriptor, _ in self._poll.poll():
                 if descriptor == self._listener.fileno():
-                    self._accept()
+                    self._accept_all()
                 elif descriptor in self._clients:
                     self._read(descriptor)
 
-    def _accept(self) -> None:
-        try:
-            client, _ = self._listener.accept()
-        except OSError:
-            return
-        client.setblocking(False)
+    def _accept_all(self) -> None:
+        """All that wait by now, so that who comes between many of somebody else's is not kept out."""
+        for _ in range(_MAX_WAITING):
+            try:
+                stream, _ = self._listener.accept()
+            except OSError:
+                return
+            self._add(stream)
+
+    def _add(self, stream: socket.socket) -> None:
+        stream.setblocking(False)
         if len(self._clients) >= _MAX_CLIENTS:
-            self._drop(next(iter(self._clients)))
-        self._clients[client.fileno()] = (client, b"")
-        self._poll.register(client.fileno(), select.POLLIN)
+            greediest = max(self._of_user.values(), key=len)
+            self._drop(next(iter(greediest)))
+        peer = stream.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        uid = _CREDENTIALS.unpack(peer)[1] & 0xFFFFFFFF
+        self._clients[stream.fileno()] = _Client(stream, uid)
+        self._of_user.setdefault(uid, {})[stream.fileno()] = None
+        self._poll.register(stream.fileno(), select.POLLIN)
 
     def _read(self, descriptor: int) -> None:
-        client, before = self._clients[descriptor]
+        client = self._clients[descriptor]
         try:
-            data = client.recv(_REQUEST.size + _MAX_KEY)
-            request = before + data
+            data = client.stream.recv(_REQUEST.size + _MAX_KEY)
+            request = client.request + data
             if data and not _is_whole(request):
-                self._clients[descriptor] = (client, request)
+                self._clients[descriptor] = client._replace(request=request)
                 return
             if data:
-                client.send(self._answer(client, request))
+                client.stream.send(self._answer(client.uid, request))
         except (OSError, ValueError):
             pass  # its own affair
         self._drop(descriptor)
 
-    def _answer(self, client: socket.socket, request: bytes) -> bytes:
+    def _answer(self, uid: int, request: bytes) -> bytes:
         _, kind, size = _REQUEST.unpack_from(request)
         key = request[_REQUEST.size : _REQUEST.size + size].rstrip(b"\0").decode("utf-8", "replace")
-        peer = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        return self._names.answer(kind, key, _CREDENTIALS.unpack(peer)[1] & 0xFFFFFFFF)
+        return self._names.answer(kind, key, uid)
 
     def _drop(self, descriptor: int) -> None:
-        client, _ = self._clients.pop(descriptor)
+        client = self._clients.pop(descriptor)
+        del self._of_user[client.uid][descriptor]
+        if not self._of_user[client.uid]:
+            del self._of_user[client.uid]
         self._poll.unregister(descriptor)
-        client.close()
+        client.stream.close()
 
 
 def _is_whole(request: bytes) -> bool:
@@ -234,7 +258,7 @@ def start(folders: List[str]) -> bool:
         os.makedirs(PLACE, 0o755, exist_ok=True)
         listener.bind(path)
         os.chmod(path, 0o666)  # noqa: S103 - everyone may ask
-        listener.listen(_MAX_CLIENTS)
+        listener.listen(_MAX_WAITING)
         listener.setblocking(False)
         names = Names(folders)
         parent = os.getpid()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import socket
 import struct
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -116,3 +118,31 @@ def test_lines_of_an_image_with_numbers_that_no_kernel_knows_are_passed_over(
     assert user(service.answer(BY_NAME, "last", 1)) == ("last", 7, 7, "/")
     assert group(service.answer(GROUP_BY_NAME, "odd", 1)) is None
     assert service.answer(GROUPS_OF, "last", 1)
+
+
+def connection_of(uid: int) -> tuple[socket.socket, socket.socket]:
+    """Both ends of one that this user has made."""
+    os.seteuid(uid)
+    try:
+        return socket.socketpair()
+    finally:
+        os.seteuid(0)
+
+
+@needs_root
+def test_a_slot_that_wants_more_than_its_share_loses_its_own_places_and_nobody_elses(
+    service: Names,
+) -> None:
+    with socket.socket(socket.AF_UNIX) as listener, ExitStack() as stack:
+        serving = names._Service(listener, service)
+        mine, *floods = [connection_of(SLOT), *(connection_of(OTHER) for _ in range(200))]
+        for asker, served in (mine, *floods):
+            stack.callback(asker.close)
+            stack.callback(served.close)
+            serving._add(served)
+        assert floods[0][0].recv(1) == b""  # it has waited longest, of its user's
+        mine[0].sendall(struct.pack("=iii", 2, BY_NAME, 6) + b"agent\0")
+        serving._read(mine[1].fileno())
+        found = user(mine[0].recv(4096))
+        assert found is not None
+        assert found[:2] == ("agent", SLOT)
