@@ -63,10 +63,14 @@ async def train(config: TrainerConfig) -> None:
         )
         url = await stack.enter_async_context(serving(server))
         logger.info("generation on %s, from step %d", url, step)
-        joined = await trainer.persistently(lambda: client.register(_registration(config, step)))
-        _check_settings(config, await trainer.persistently(client.info))
-        await trainer.catch_up(joined.current_step)
+        await trainer.join()
         await trainer.run()
+
+
+async def _register(config: TrainerConfig, client: TrainerClient, step: int) -> int | None:
+    joined = await client.register(_registration(config, step))
+    _check_settings(config, await client.info())
+    return joined.current_step
 
 
 def _check_settings(config: TrainerConfig, in_force: TrainerInfo) -> None:
@@ -106,7 +110,11 @@ def _trainer(
     config: TrainerConfig, learner: Learner, policy: TransformersPolicy, client: TrainerClient
 ) -> Trainer:
     config.folder.mkdir(parents=True, exist_ok=True)
-    return Trainer(
+
+    async def register() -> int | None:
+        return await _register(config, client, trainer.step)
+
+    trainer = Trainer(
         WireSource(client),
         learner,
         LoopSettings(
@@ -120,7 +128,9 @@ def _trainer(
         checkpoints=CheckpointStore(config.folder / CHECKPOINTS, model_path=Path(config.model)),
         retry_on=(ApiUnreachableError,),
         on_step=_StepsFile(config.folder / STEPS_FILE).append,
+        register=register,
     )
+    return trainer
 
 
 def _registration(config: TrainerConfig, step: int) -> TrainerRegistration:

@@ -35,6 +35,10 @@ class NoBatchError(AgentEnvError, TimeoutError):
     """The trajectory server had no batch, or could not be reached, for longer than a trainer waits."""
 
 
+class BatchLostError(AgentEnvError):
+    """The trajectory server does not count a batch as ours any more: its lease had ended, or the server was reset."""
+
+
 class HandedOut(Protocol):
     """A batch as the trajectory server hands it out."""
 
@@ -62,7 +66,7 @@ class BatchSource(Protocol):
         ...
 
     async def acknowledge(self, batch_id: int) -> None:
-        """The batch was learned from and must not come again."""
+        """The batch was learned from and must not come again. Raises `BatchLostError`."""
         ...
 
 
@@ -103,7 +107,8 @@ class StepReport:
 
 
 class Trainer:
-    """One run of training. `publish` gives new weights and their version to whoever samples.
+    """One run of training. `publish` gives new weights and their version to whoever samples; `register` tells the
+    server of us, of whom it may know already, and returns its step.
 
     A version is the server's step, which counts batches handed out: what the age of groups is measured by. It is our
     own step until batches are lost, as when a trainer that was killed goes back to an older checkpoint.
@@ -119,6 +124,7 @@ class Trainer:
         checkpoints: CheckpointStore,
         retry_on: tuple[type[Exception], ...] = (),
         on_step: Callable[[StepReport], None] = lambda report: None,
+        register: Callable[[], Awaitable[int | None]] | None = None,
     ) -> None:
         self._source = source
         self._learner = learner
@@ -127,6 +133,7 @@ class Trainer:
         self._checkpoints = checkpoints
         self._retry_on = retry_on
         self._on_step = on_step
+        self._register = register
         self._batch_id: int | None = None
         self.step = 0
         """Batches learned from."""
@@ -139,6 +146,11 @@ class Trainer:
             self.step, self._batch_id = found.step, found.batch_id
         await self._publish(self._learner.weights(), str(self.step))
         return self.step
+
+    async def join(self) -> None:
+        """Register with the server, and catch up with it. Raises what `register` raises."""
+        if self._register is not None:
+            await self.catch_up(await self.persistently(self._register))
 
     async def catch_up(self, server_step: int | None) -> None:
         """Name the weights by the server's step where it is ahead by more than the batch that is learned from next.
@@ -162,7 +174,15 @@ class Trainer:
             else:
                 await self._learn(batch, waited)
             if batch.batch_id is not None:
-                await self.persistently(partial(self._source.acknowledge, batch.batch_id))
+                await self._let_go(batch.batch_id)
+
+    async def _let_go(self, batch_id: int) -> None:
+        """Acknowledge. Of a batch that is ours no more, what was learned stays: at worst it is learned from twice."""
+        try:
+            await self.persistently(partial(self._source.acknowledge, batch_id))
+        except BatchLostError as error:
+            logger.warning("%s; going on with what was learned from it", error)
+            await self.join()
 
     async def _learn(self, batch: HandedOut, waited: float) -> None:
         rows, refused = usable_rows(batch.groups)

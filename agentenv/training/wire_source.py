@@ -9,9 +9,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import orjson
 
+from agentenv.errors import ApiRefusedError
+from agentenv.training.trainer import BatchLostError
+
 if TYPE_CHECKING:
     from agentenv.api.client import TrainerClient
     from agentenv.api.group import WireGroup
+
+
+_UNKNOWN, _LOST = 404, 409
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +45,12 @@ class WireSource:
 
     async def acknowledge(self, batch_id: int) -> None:
         """See `BatchSource.acknowledge`. Raises `ApiError`."""
-        await self._client.acknowledge(batch_id)
+        try:
+            await self._client.acknowledge(batch_id)
+        except ApiRefusedError as error:
+            if error.status not in (_UNKNOWN, _LOST):
+                raise
+            raise BatchLostError(f"batch {batch_id} is lost: {error}") from error
 
 
 def group_arrays(group: WireGroup) -> dict[str, Any]:

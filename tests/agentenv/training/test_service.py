@@ -12,8 +12,10 @@ from agentenv.api.settings import ApiSettings, Scope  # noqa: E402
 from agentenv.errors import ApiRefusedError  # noqa: E402
 from agentenv.training.service import train  # noqa: E402
 from agentenv.training.settings import GrpoConfig, TrainerConfig  # noqa: E402
+from agentenv.training.trainer import BatchLostError  # noqa: E402
+from agentenv.training.wire_source import WireSource  # noqa: E402
 from agentenv_environments.shell_tasks.environment import TINY_POLICY  # noqa: E402
-from tests.agentenv.api.groups import REGISTRATION  # noqa: E402
+from tests.agentenv.api.groups import REGISTRATION, make_group  # noqa: E402
 from tests.agentenv.api.served import served  # noqa: E402
 
 if TYPE_CHECKING:
@@ -48,3 +50,22 @@ async def test_a_trainer_with_a_wrong_token_is_refused_and_the_token_is_not_told
         with pytest.raises(ApiRefusedError, match="trainer's token") as refused:
             await train(trainer(api.url, tmp_path, "wr0ng"))
     assert "wr0ng" not in str(refused.value)
+
+
+async def test_a_batch_whose_lease_another_has_or_that_a_reset_took_is_lost():
+    async with (
+        served(ApiSettings(lease_s=1e-9)) as api,
+        TrainerClient(api.url, consumer="one") as one,
+        TrainerClient(api.url, consumer="two") as two,
+    ):
+        await api.start_training()
+        await api.post("/scored_data_list", [make_group(seed=seed) for seed in range(4)])
+        held = await WireSource(one).batch()
+        assert held is not None
+        assert held.batch_id is not None
+        assert await WireSource(two).batch() is not None
+        with pytest.raises(BatchLostError, match="went to two"):
+            await WireSource(one).acknowledge(held.batch_id)
+        await one.reset()
+        with pytest.raises(BatchLostError, match="no batch"):
+            await WireSource(two).acknowledge(held.batch_id)

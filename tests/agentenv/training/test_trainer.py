@@ -11,6 +11,7 @@ from agentenv.training.checkpoints import CheckpointStore  # noqa: E402
 from agentenv.training.learner import Learner  # noqa: E402
 from agentenv.training.rows import TrainingDataError, group_rows  # noqa: E402
 from agentenv.training.trainer import (  # noqa: E402
+    BatchLostError,
     LoopSettings,
     NoBatchError,
     StepReport,
@@ -39,6 +40,8 @@ class LeasingServer:
     batches: list[Handed]
     log: list[str] = field(default_factory=list)
     failures: list[Exception] = field(default_factory=list)
+    lost: set[int] = field(default_factory=set)
+    """Batches that are another trainer's when they are to be acknowledged."""
 
     async def batch(self) -> Handed | None:
         if self.failures:
@@ -52,7 +55,13 @@ class LeasingServer:
     async def acknowledge(self, batch_id: int) -> None:
         assert self.batches[0].batch_id == batch_id
         self.batches.pop(0)
+        if batch_id in self.lost:
+            raise BatchLostError(f"batch {batch_id} is lost: it went to another")
         self.log.append(f"acknowledge {batch_id}")
+
+    async def register(self) -> int | None:
+        self.log.append("register")
+        return None
 
 
 def batches(count: int, *, first: int = 1) -> list[Handed]:
@@ -90,6 +99,7 @@ class Run:
             checkpoints=store,
             retry_on=self.retry_on,
             on_step=self.reports.append,
+            register=self.server.register,
         )
         self.store = store
 
@@ -106,6 +116,17 @@ class Run:
 
     def weights(self) -> Any:
         return torch.cat([value.flatten() for value in self.learner.weights().values()])
+
+
+async def test_a_batch_that_is_lost_ends_nothing_and_the_trainer_registers_anew(tmp_path):
+    run = Run(tmp_path, LeasingServer(batches(2), lost={1}), steps=2)
+
+    await run.train()
+
+    assert run.server.log == [
+        *("publish 0", "batch 1", "publish 1", "register"),
+        *("batch 2", "publish 2", "acknowledge 2"),
+    ]
 
 
 async def test_a_batch_is_acknowledged_after_its_weights_are_out_and_in_a_checkpoint(tmp_path):
