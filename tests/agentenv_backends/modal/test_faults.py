@@ -20,7 +20,7 @@ from agentenv_backends.requests import ExecRequest
 from agentenv_backends.results import ExecResult
 from tests.agentenv_backends.modal.conftest import Ground, small
 from tests.modal_service import MODAL
-from tests.waiting import eventually
+from tests.waiting import WITHIN_S, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -94,9 +94,12 @@ async def test_a_launch_that_is_given_up_leaves_no_sandbox(start: Start, server:
     ground = await start(min_hosts=0)
     for number in range(2):
         await ground.pool.acquire(f"held {number}")
+    calls = server.calls()["SandboxCreateV2"]
     server.fault("SandboxCreateV2", delay_s=1.0)
     launching = asyncio.create_task(ground.provider.launch("slow"))
-    await asyncio.sleep(0.3)
+    await eventually(
+        lambda: server.calls()["SandboxCreateV2"] > calls, "it is asked for", within_s=WITHIN_S
+    )
     launching.cancel()
     await asyncio.gather(launching, return_exceptions=True)
     name = ground.provider.sandbox_names["slow"]
