@@ -12,8 +12,11 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
+from itertools import cycle
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 
 def sweep(folder: str, samples: int, concurrency: int, sandbox: str | None) -> dict[str, Any]:
@@ -77,17 +80,79 @@ def _answers() -> Any:
 
 
 def write(folder: str, samples: int, source: str) -> dict[str, Any]:
-    """A log with many samples, as its own writer has it."""
-    from inspect_ai.log import read_eval_log, write_eval_log
+    """A log of many samples: the entries of one that it wrote itself, repeated under new names. Its own writer would
+    take minutes for the same.
+    """
+    import inspect_ai.log  # noqa: F401 - teaches `zipfile` how its logs are compressed
 
-    log = read_eval_log(source)
-    some = log.samples or []
-    log.samples = [
-        some[number % len(some)].model_copy(update={"id": str(number)}) for number in range(samples)
-    ]
     target = str(Path(folder) / "many.eval")
-    write_eval_log(log, target)
+    numbers = range(samples)
+    with ZipFile(source) as few, ZipFile(target, "w") as many:
+        entries = {entry.filename: entry for entry in few.infolist()}
+        some = [name for name in entries if name.startswith("samples/")]
+        documents = [json.loads(few.read(name)) for name in some]
+
+        def add(name: str, like: str, content: Any) -> None:
+            text = json.dumps(content, separators=(",", ":"))
+            many.writestr(name, text, entries[like].compress_type)
+
+        for number, document in zip(numbers, cycle(documents), strict=False):
+            add(f"samples/{number}_epoch_1.json", some[0], document | {"id": str(number)})
+        for name, change in _CHANGES.items():
+            add(name, name, change(json.loads(few.read(name)), numbers))
+    _check(target, samples)
     return {"log": target}
+
+
+def _repeated(parts: list[dict[str, Any]], numbers: range, name: str) -> list[dict[str, Any]]:
+    return [part | {name: str(number)} for number, part in zip(numbers, cycle(parts), strict=False)]
+
+
+def _reductions(found: list[dict[str, Any]], numbers: range) -> list[dict[str, Any]]:
+    return [each | {"samples": _repeated(each["samples"], numbers, "sample_id")} for each in found]
+
+
+def _header(header: dict[str, Any], numbers: range) -> dict[str, Any]:
+    count = len(numbers)
+    header["eval"]["dataset"] |= {"samples": count, "sample_ids": [str(n) for n in numbers]}
+    header["results"] |= {"total_samples": count, "completed_samples": count}
+    for score in header["results"]["scores"]:
+        score["scored_samples"] = count
+    return header
+
+
+def _start(start: dict[str, Any], numbers: range) -> dict[str, Any]:
+    sample_ids = [str(n) for n in numbers]
+    start["eval"]["dataset"] |= {"samples": len(numbers), "sample_ids": sample_ids}
+    return start
+
+
+_CHANGES: dict[str, Callable[[Any, range], Any]] = {
+    "_journal/start.json": _start,
+    "summaries.json": lambda found, numbers: _repeated(found, numbers, "id"),
+    "reductions.json": _reductions,
+    "header.json": _header,
+}
+"""What is in a log beside its samples, and how it becomes that of many. Without the summaries as they were written
+while it ran: its readers pass those by once there are all in one.
+"""
+
+
+def _check(log: str, samples: int) -> None:
+    """Its own readers find all of it."""
+    from inspect_ai.log import (
+        read_eval_log,
+        read_eval_log_sample,
+        read_eval_log_sample_summaries,
+    )
+
+    header = read_eval_log(log, header_only=True)
+    last = read_eval_log_sample(log, id=str(samples - 1))
+    assert header.results is not None
+    assert header.results.completed_samples == header.eval.dataset.samples == samples
+    assert len(read_eval_log_sample_summaries(log)) == samples
+    assert last.scores
+    assert last.messages
 
 
 def read(log: str) -> dict[str, Any]:

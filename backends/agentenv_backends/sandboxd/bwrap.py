@@ -76,12 +76,16 @@ def _output(path: str, argument: str) -> bytes:
 
 
 def command_line(
-    bubblewrap: str, settings: HostSettings, data_files: Dict[str, int], seccomp: int
+    bubblewrap: str,
+    settings: HostSettings,
+    folders: List[str],
+    data_files: Dict[str, int],
+    seccomp: int,
 ) -> List[str]:
     """The arguments up to, not including, the program to run.
 
-    `data_files` maps paths of the sandbox to descriptors that bubblewrap reads them from, `seccomp` is the one it
-    reads the filter from.
+    `folders` are those of `system_folders`. `data_files` maps paths of the sandbox to descriptors that bubblewrap reads
+    them from, `seccomp` is the one it reads the filter from.
     """
     tmp_bytes = str(settings.tmp_mb * _MB)
     arguments = [bubblewrap, "--unshare-all", "--unshare-user", "--disable-userns", "--as-pid-1"]
@@ -89,9 +93,10 @@ def command_line(
         arguments.append("--share-net")
     arguments += ["--uid", str(SLOT_UID), "--gid", str(SLOT_UID), "--hostname", "sandbox"]
     arguments += ["--die-with-parent", "--new-session", "--cap-drop", "ALL", "--clearenv"]
-    arguments += _system_folders(settings)
+    arguments += folders
     for path, descriptor in data_files.items():
-        arguments += ["--perms", "0644", "--ro-bind-data", str(descriptor), path]
+        # Copied into the root, which is made read-only below: a mount for each costs more than its file.
+        arguments += ["--perms", "0644", "--file", str(descriptor), path]
     arguments += ["--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys"]
     arguments += ["--dev", "/dev", "--perms", "1777", "--size", tmp_bytes, "--tmpfs", "/dev/shm"]  # noqa: S108
     arguments += ["--remount-ro", "/dev", "--perms", "1777", "--size", tmp_bytes, "--tmpfs", "/tmp"]  # noqa: S108
@@ -102,7 +107,8 @@ def command_line(
     return [*arguments, "--remount-ro", "/", "--chdir", WORKSPACE, "--seccomp", str(seccomp), "--"]
 
 
-def _system_folders(settings: HostSettings) -> List[str]:
+def system_folders(settings: HostSettings) -> List[str]:
+    """The arguments that show a slot the machine's programs, as they are laid out here and now."""
     arguments = ["--ro-bind", "/usr", "/usr", "--dir", "/etc"]
     for name in _TOP_LEVEL:
         path = "/" + name

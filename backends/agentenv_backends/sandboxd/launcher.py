@@ -47,6 +47,7 @@ class Launcher:
         self._counter = 0
         self._bubblewrap, self.version = "", ""
         self._data_files: Dict[str, int] = {}
+        self._system_folders: List[str] = []
         self.users: Optional[Users] = None
         try:
             if settings.isolation == "user":
@@ -54,6 +55,7 @@ class Launcher:
                 seccomp.filter_program()  # raises here, once, where there is none for this machine
             if self.confined:
                 self._bubblewrap, self.version = bwrap.find_bubblewrap()
+                self._system_folders = bwrap.system_folders(settings)
                 self._filter = bundle.memory_file("seccomp", seccomp.filter_program())
                 self._data_files = {
                     path: bundle.memory_file("etc", text.encode())
@@ -294,10 +296,11 @@ class Launcher:
         if not self.confined:
             return init
         data_files = {path: _reopened(descriptor) for path, descriptor in self._data_files.items()}
-        return (
-            bwrap.command_line(self._bubblewrap, self.settings, data_files, _reopened(self._filter))
-            + init
+        confinement = bwrap.command_line(
+            *(self._bubblewrap, self.settings, self._system_folders),
+            *(data_files, _reopened(self._filter)),
         )
+        return confinement + init
 
     def _set_limits(self) -> None:
         settings = self.settings

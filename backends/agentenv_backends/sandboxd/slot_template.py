@@ -34,7 +34,7 @@ def main() -> None:
 
     host = _socket.socket(fileno=int(sys.argv[1]))
     os.set_inheritable(host.fileno(), False)
-    json_dumps([])
+    json_dumps([])  # has `json` imported
     _call_this_process(b"slot-template")
     prctl(PR_SET_DUMPABLE, 0)
     gc.freeze()
@@ -53,17 +53,19 @@ def main() -> None:
 def _begin(slot: Sequence[int], groups: List[str], host: int) -> int:
     reading, writing = os.pipe()
     try:
-        between = os.fork()
-        if between == 0:
-            _leave_init(slot, groups, (host, reading), writing)
-        number = os.read(reading, NUMBER.size)
+        try:
+            between = os.fork()
+            if between == 0:
+                _leave_init(slot, groups, (host, reading), writing)
+        finally:
+            os.close(writing)  # else one that is killed would be awaited for ever
+        number = os.read(reading, NUMBER.size) or NUMBER.pack(-errno.EAGAIN)
         os.waitpid(between, 0)
         return int(NUMBER.unpack(number)[0])
     except OSError as error:
         return -(error.errno or errno.EAGAIN)
     finally:
         os.close(reading)
-        os.close(writing)
 
 
 def _leave_init(
@@ -71,13 +73,15 @@ def _leave_init(
 ) -> NoReturn:
     """Fork the init, say which process it is, and end: it falls to the host."""
     try:
-        pid = os.fork()
-    except OSError as error:
-        pid = -(error.errno or errno.EAGAIN)
-    if pid == 0:
-        _become_init(slot, groups, (*to_close, writing))
-    os.write(writing, NUMBER.pack(pid))
-    os._exit(0)
+        try:
+            pid = os.fork()
+        except OSError as error:
+            pid = -(error.errno or errno.EAGAIN)
+        if pid == 0:
+            _become_init(slot, groups, (*to_close, writing))
+        os.write(writing, NUMBER.pack(pid))
+    finally:
+        os._exit(0)
 
 
 def _become_init(slot: Sequence[int], groups: List[str], to_close: Sequence[int]) -> NoReturn:

@@ -6,8 +6,9 @@ import asyncio
 import os
 import shutil
 import tempfile
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -36,12 +37,16 @@ def readable_pyz() -> Iterator[Path]:
 
 @pytest.fixture
 async def host(readable_pyz: Path) -> AsyncIterator[RunningHost]:
-    host = await launch(
-        readable_pyz, "/usr/bin/python3", user=NOBODY, owner_pid=0, max_processes=40, memory_mb=256
-    )
+    async with _running(readable_pyz, "a", "b", max_processes=40, memory_mb=256) as host:
+        yield host
+
+
+@asynccontextmanager
+async def _running(pyz: Path, *slots: str, **settings: Any) -> AsyncIterator[RunningHost]:
+    host = await launch(pyz, "/usr/bin/python3", user=NOBODY, owner_pid=0, **settings)
     try:
-        await host.connection.open_slot("a")
-        await host.connection.open_slot("b")
+        for slot in slots:
+            await host.connection.open_slot(slot)
         yield host
         await host.connection.close()
     finally:
@@ -79,3 +84,14 @@ async def test_memory_is_limited_for_each_process(host: RunningHost) -> None:
     result = await host.run("python3 -c 'x = bytearray(400 << 20)'")
     assert result.status is ExecStatus.EXITED
     assert "MemoryError" in result.stderr.text()
+
+
+async def test_without_isolation_commands_cannot_look_into_an_init_or_what_it_is_a_copy_of(
+    readable_pyz: Path,
+) -> None:
+    async with _running(readable_pyz, "a", isolation="none") as host:
+        for name in ("slot-init", "slot-template"):
+            pid = host.the_only(name).pid
+            looked = await host.run(f"id -u; ls /proc/{pid}/fd; cat /proc/{pid}/environ")
+            assert looked.stdout.text() == f"{NOBODY}\n"
+            assert looked.stderr.text().count("Permission denied") == 2

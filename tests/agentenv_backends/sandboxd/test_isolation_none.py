@@ -7,6 +7,7 @@ import hashlib
 import os
 import signal
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -136,6 +137,34 @@ async def test_killing_a_slots_init_leaves_no_process_of_the_slot(
         await task
     assert await all_gone(family)
     assert (await plain.run("echo alive", "b")).stdout.text() == "alive\n"
+
+
+async def test_slots_go_on_and_new_ones_open_when_what_they_are_copies_of_is_killed(
+    plain: RunningHost,
+) -> None:
+    template = plain.the_only("slot-template")
+    template.kill()
+    assert (await plain.run("echo alive")).stdout.text() == "alive\n"
+    await plain.connection.open_slot("b")
+    assert (await plain.run("echo too", "b")).stdout.text() == "too\n"
+    assert plain.the_only("slot-template") != template
+    await plain.connection.close_slot("b")
+    assert len(plain.family()) == 2
+
+
+async def test_a_copy_holds_nothing_of_other_slots(start_host: StartHost) -> None:
+    host = await start_host("a", "b", "c", isolation="none")
+    held = [_open_files(init.pid) for init in host.family()[1:]]
+    kinds = [Counter(link.partition(":")[0] for link in links) for links in held]
+    assert kinds[0] == kinds[1] == kinds[2]
+    streams = [link for links in held for link in links if link.startswith("socket:")]
+    assert len(streams) == len(set(streams)) == 3
+
+
+def _open_files(pid: int) -> list[str]:
+    """What a process has open that has no name."""
+    links = [str(entry.readlink()) for entry in Path(f"/proc/{pid}/fd").iterdir()]
+    return [link for link in links if not link.startswith("/")]
 
 
 async def test_nothing_of_it_stays_in_the_temporary_folder(start_host: StartHost) -> None:

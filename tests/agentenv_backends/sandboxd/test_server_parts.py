@@ -236,7 +236,7 @@ def test_settings_survive_the_wire_and_refuse_what_cannot_be() -> None:
 
 def test_the_command_line_confines_in_the_order_that_counts() -> None:
     arguments = bwrap.command_line(
-        "bwrap", HostSettings(run_id="r", disk_mb=7), {"/etc/passwd": 5}, 6
+        "bwrap", HostSettings(run_id="r", disk_mb=7), ["--ro-bind", "/usr"], {"/etc/passwd": 5}, 6
     )
     text = " ".join(arguments)
     for part in (
@@ -244,7 +244,7 @@ def test_the_command_line_confines_in_the_order_that_counts() -> None:
         "--die-with-parent --new-session --cap-drop ALL --clearenv",
         "--proc /proc --ro-bind /proc/sys /proc/sys",
         f"--size {7 << 20} --tmpfs /workspace --remount-ro /",
-        "--ro-bind-data 5 /etc/passwd",
+        "--perms 0644 --file 5 /etc/passwd",
         "--seccomp 6 --",
     ):
         assert part in text
@@ -252,8 +252,9 @@ def test_the_command_line_confines_in_the_order_that_counts() -> None:
     assert (
         text.index("--dev /dev") < text.index("--remount-ro /dev") < text.index("--remount-ro / ")
     )
+    assert text.index("--ro-bind /usr") < text.index("--file 5") < text.index("--remount-ro / ")
     assert "--share-net" in bwrap.command_line(
-        "bwrap", HostSettings(run_id="r", allow_network=True), {}, 6
+        "bwrap", HostSettings(run_id="r", allow_network=True), [], {}, 6
     )
 
 
