@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from agentenv._kept_setups import KeptSetups
 from agentenv._shared_setup import SharedSetup
 from agentenv.control.pause import PauseGate
-from agentenv.errors import ConfigError, NotStartedError, TokensUnavailableError
+from agentenv.errors import NotStartedError, TokensUnavailableError
 from agentenv.harness import ToolLoop
 from agentenv.policy import build_policy
 from agentenv.policy.base import SharedPolicy
@@ -295,18 +295,11 @@ class EnvRuntime:
         )
 
     def _load_renderer(self) -> TokenRenderer:
-        from transformers import AutoTokenizer  # noqa: PLC0415 - takes seconds to import
+        from agentenv.tokens.renderer import load_named_renderer  # noqa: PLC0415 - takes seconds to import
 
-        from agentenv.tokens.renderer import load_renderer  # noqa: PLC0415 - it too
-
-        name = self.config.tokenizer_name
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(name)
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"env.tokenizer_name={name!r} cannot be loaded ({str(error).splitlines()[0]}): give a folder that "
-                f"holds the policy's tokenizer, or the name of one that is in the local hub cache"
-            ) from error
-        return load_renderer(
-            tokenizer, self.config.renderer, chat_template_kwargs=template_options(self.config)
+        return load_named_renderer(
+            self.config.tokenizer_name,
+            self.config.renderer,
+            setting="env.tokenizer_name",
+            chat_template_kwargs=template_options(self.config),
         )

@@ -20,6 +20,7 @@ from agentenv.errors import ConfigError, SweepError, VerifierError
 from agentenv.evaluation.rescoring import GoneMapping, agent_result, no_workspace
 from agentenv.evaluation.schema import TaskEntry
 from agentenv.outcomes import Outcome, StopReason
+from agentenv.policy import APIServerConfig, build_policy
 from agentenv.rollout import RolloutRecord, finish, finite_reward
 from agentenv.task import Verdict, item_id
 from agentenv.types import Usage
@@ -152,6 +153,7 @@ def _task_directories(
 ) -> SampleSource:
     from agentenv.evaluation.task_source import (  # noqa: PLC0415 - it imports this module
         MODELLESS,
+        LateRenderer,
         TaskDirectorySource,
         model_agent,
     )
@@ -160,13 +162,22 @@ def _task_directories(
     observers = () if observer is None else (observer,)
     if model.agent is not None:
         return TaskDirectorySource(tasks, MODELLESS[model.agent](), observers=observers)
-    policy = _chat_policy(model) if model.chat is not None else _served_policy(model, arm)
+    renderer = None
+    if model.chat is not None:
+        policy = _chat_policy(model)
+    else:
+        servers = _servers(model, arm)
+        policy = build_policy(servers)
+        renderer = LateRenderer(
+            servers[0].tokenizer, model.renderer, f"models.{arm.model}.openai.tokenizer_name"
+        )
     gate = None if watch is None else watch.gate
-    agent = model_agent(policy, config.settings[arm.settings].agent, arm.model, gate)
+    agent = model_agent(policy, config.settings[arm.settings].agent, arm.model, gate, renderer)
     return TaskDirectorySource(
         tasks,
         agent,
         policy=policy,
+        renderer=renderer if policy.returns_tokens else None,
         price=model.price,
         concurrency=config.concurrency,
         observers=observers,
@@ -180,12 +191,10 @@ def _chat_policy(model: ModelConfig) -> PolicyClient:
     return chat_policy(model.chat, **model.chat_settings)
 
 
-def _served_policy(model: ModelConfig, arm: Arm) -> PolicyClient:
-    from agentenv.policy import APIServerConfig, build_policy  # noqa: PLC0415 - not needed for what runs no model
-
+def _servers(model: ModelConfig, arm: Arm) -> list[APIServerConfig]:
     given = model.openai if isinstance(model.openai, list) else [model.openai]
     try:
-        return build_policy([APIServerConfig.model_validate(server) for server in given])
+        return [APIServerConfig.model_validate(server) for server in given]
     except ValidationError as error:
         raise ConfigError(f"models.{arm.model}.openai: {error}") from error
 

@@ -14,7 +14,7 @@ from agentenv.evaluation.schema import TaskEntry
 from agentenv.evaluation.sources import SampleResult, priced, unstarted
 from agentenv.harness import ToolLoop
 from agentenv.rollout import finish
-from agentenv.session import ChatSession
+from agentenv.session import ChatSession, TokenSession
 from agentenv.tasks import (
     PlacePool,
     RunOptions,
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from agentenv.task import Verdict
     from agentenv.tasks import SessionRequest, TaskDirectory
     from agentenv.tasks.results import TaskResult
+    from agentenv.tokens.renderer import TokenRenderer
 
 _TESTS_SAID = "verifier/test-stdout.txt"
 _MAX_SAID_CHARS = 200_000
@@ -60,14 +61,16 @@ class TaskDirectorySource:
         agent: TaskAgent,
         *,
         policy: PolicyClient | None = None,
+        renderer: LateRenderer | None = None,
         price: Price | None = None,
         concurrency: int = 1,
         observers: Sequence[RolloutObserver] = (),
     ) -> None:
-        """`policy`, where the agent has one, is started and closed with the source."""
+        """`policy`, where the agent has one, is started and closed with the source; `renderer` is loaded with it."""
         self._config = tasks
         self._agent = agent
         self._policy = policy
+        self._renderer = renderer
         self._price = price
         self._concurrency = concurrency
         self._observers = observers
@@ -83,6 +86,8 @@ class TaskDirectorySource:
         if self._policy is not None and not only_judge:
             await self._policy.start()
             self._policy.raise_concurrency(self._concurrency)
+            if self._renderer is not None:
+                await asyncio.to_thread(self._renderer.load)
         return [TaskEntry(name, _preview(task)) for name, task in self._tasks.items()]
 
     async def run(
@@ -158,17 +163,53 @@ class TaskDirectorySource:
         )
 
 
+class LateRenderer:
+    """A model family's renderer, which takes seconds to load: loaded with the source that needs it."""
+
+    def __init__(self, tokenizer: str, family: str, setting: str) -> None:
+        """`setting` names where the tokenizer was given."""
+        self._tokenizer = tokenizer
+        self._family = family
+        self._setting = setting
+        self._loaded: TokenRenderer | None = None
+
+    @property
+    def loaded(self) -> TokenRenderer:
+        """The renderer, once `load` has returned."""
+        assert self._loaded is not None, "load"
+        return self._loaded
+
+    def load(self) -> None:
+        """Load it. Blocking; raises `ConfigError`."""
+        from agentenv.tokens.renderer import load_named_renderer  # noqa: PLC0415 - takes seconds to import
+
+        self._loaded = load_named_renderer(self._tokenizer, self._family, setting=self._setting)
+
+
 def model_agent(
-    policy: PolicyClient, settings: AgentSettings, name: str, gate: PauseGate | None = None
+    policy: PolicyClient,
+    settings: AgentSettings,
+    name: str,
+    gate: PauseGate | None = None,
+    renderer: LateRenderer | None = None,
 ) -> TaskAgent:
-    """A model that calls tools in a loop. Raises `ConfigError` for a policy that samples from tokens alone."""
-    if policy.returns_tokens:
-        raise ConfigError(
-            "task directories are run by chat models here (`chat:`, or `openai:` with server_type openai); for a "
-            "policy with tokens use environment: task_set, whose `env.tasks_dir` is the folder"
-        )
+    """A model that calls tools in a loop: in exact tokens with a policy that returns them, else in chat messages.
+
+    Raises `ConfigError` for a policy with tokens and no `renderer`.
+    """
+    if policy.returns_tokens and renderer is None:
+        raise ConfigError(f"models.{name} returns tokens, and nothing says what they are made with")
 
     def open_session(request: SessionRequest) -> Session:
+        if renderer is not None and policy.returns_tokens:
+            return TokenSession(
+                policy,
+                renderer.loaded,
+                request.schemas,
+                trajectory_id=request.trajectory_id,
+                seed=request.seed,
+                token_budget=settings.max_token_length,
+            )
         return ChatSession(
             policy,
             request.schemas,
