@@ -50,6 +50,9 @@ _END_PATIENCE_S = 1.5
 class EnvRuntime:
     """Built once per environment; `start` and `stop` bracket its use. Any part can be given, for tests."""
 
+    asks_verifier = True
+    """Whether rollouts are judged by the verifier that `run` is given."""
+
     def __init__(
         self,
         config: AgentEnvConfig,
@@ -195,7 +198,7 @@ class EnvRuntime:
             task,
             harness=ToolLoop(turn_timeout_s=self.config.turn_timeout_s, gate=self.gate),
             session=self._session(task, trajectory_id),
-            workbench=self._workbench(task, trajectory_id),
+            workbench=self.workbench(task, trajectory_id),
             verifier=verifier,
             limits=self._limits(),
             trajectory_id=trajectory_id,
@@ -217,7 +220,7 @@ class EnvRuntime:
         return SharedSetup(
             item,
             verifier,
-            workbench=self._workbench,
+            workbench=self.workbench,
             drop=self.backend.drop_snapshot,
             timeout_s=self.config.verify_timeout_s,
             kept=None if key is None else self._kept_setups.under(key),
@@ -236,7 +239,8 @@ class EnvRuntime:
                 "ids and log-probs; use server_type 'vllm', 'sglang' or 'transformers', or run `evaluate`"
             )
 
-    def _workbench(self, task: Task, trajectory_id: str) -> ExecutorWorkbench:
+    def workbench(self, task: Task, trajectory_id: str) -> ExecutorWorkbench:
+        """The tools of one trajectory, in the kind of sandbox that its task wants."""
         if task.agent.sandbox_profile is not None:
             self.executor.choose_profile(trajectory_id, task.agent.sandbox_profile)
         return ExecutorWorkbench(self.executor, trajectory_id, working_dir=task.agent.working_dir)

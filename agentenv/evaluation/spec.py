@@ -190,6 +190,15 @@ class SweepConfig(_Frozen):
     keep_outputs: bool | Literal["failed"] = True
     """Keep what samples of task directories left in files: logs, artifacts, output of tests. `failed`: of those that
     are not solved."""
+    keep_workspaces: bool = False
+    """Keep the workspace of each sample as its agent left it, so that verifiers that need one can be asked again."""
+    workspace_max_mb: int = Field(default=32, ge=1, le=60)
+    """Of one workspace, packed. Larger ones are not kept."""
+
+    @property
+    def kept_workspace_bytes(self) -> int:
+        """Of one workspace, at most; 0: none is kept."""
+        return self.workspace_max_mb << 20 if self.keep_workspaces else 0
 
     @model_validator(mode="after")
     def _check(self) -> Self:
