@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from agentenv import AgentEnvConfig, AgentResult, APIServerConfig, Item
+from agentenv import AgentEnvConfig, AgentResult, APIServerConfig, Item, ToolCall
 from agentenv.errors import PolicyError
 from agentenv.runtime import EnvRuntime
 from agentenv.testing import FakePolicy, FakeRequest
@@ -72,7 +72,49 @@ class LookingEnv(SweptEnv):
         agent_result: AgentResult | None = None,
         workspace_meta: dict[str, Any] | None = None,
     ) -> tuple[float, dict[str, Any]]:
-        from agentenv import ToolCall
-
         await exec_tool(ToolCall("terminal", {"command": "true"}))
         return float(final_response == "right"), {}
+
+
+class WorkspaceEnv(SweptEnv):
+    """In real sandboxes of this machine: what the agent wrote into its workspace is judged there."""
+
+    def __init__(self, config: Any, servers: Any, **more: Any) -> None:
+        super().__init__(config, servers, **more)
+        self.runtime = EnvRuntime(
+            config,
+            servers,
+            self.tools,
+            policy=FakePolicy(write_answer, tokenizer=TOKENIZER, end_ids=END),
+            renderer=load_renderer(TOKENIZER, "qwen3"),
+        )
+
+    async def setup_trajectory_workspace(
+        self, item: Item, *, trajectory_id: str, exec_tool: Any
+    ) -> dict[str, Any]:
+        await exec_tool(command("echo given > given.txt"))
+        return {"given": "given"}
+
+    async def verify_and_score_trajectory(
+        self,
+        item: Item,
+        final_response: str,
+        *,
+        trajectory_id: str,
+        exec_tool: Any,
+        agent_result: AgentResult | None = None,
+        workspace_meta: dict[str, Any] | None = None,
+    ) -> tuple[float, dict[str, Any]]:
+        assert workspace_meta is not None
+        found = await exec_tool(command("cat given.txt below/answer; touch judged; ls -A"))
+        wanted = [workspace_meta["given"], self.config.right, "below", "given.txt", "judged"]
+        return float(found.output.split() == wanted), {"found": found.output}
+
+
+def command(text: str) -> ToolCall:
+    return ToolCall("terminal", {"command": text})
+
+
+def write_answer(request: FakeRequest) -> Any:
+    said = "right" if (request.seed or 0) % 2 else "wrong"
+    return call_text(f"mkdir below; echo {said} > below/answer") if request.turn == 0 else said
