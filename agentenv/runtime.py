@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from agentenv._kept_setups import KeptSetups
 from agentenv._shared_setup import SharedSetup
 from agentenv.control.pause import PauseGate
-from agentenv.errors import ConfigError, NotStartedError, TokensUnavailableError
+from agentenv.errors import NotStartedError, TokensUnavailableError
 from agentenv.harness import ToolLoop
 from agentenv.policy import build_policy
 from agentenv.policy.base import SharedPolicy
@@ -49,6 +49,9 @@ _END_PATIENCE_S = 1.5
 
 class EnvRuntime:
     """Built once per environment; `start` and `stop` bracket its use. Any part can be given, for tests."""
+
+    asks_verifier = True
+    """Whether rollouts are judged by the verifier that `run` is given."""
 
     def __init__(
         self,
@@ -195,7 +198,7 @@ class EnvRuntime:
             task,
             harness=ToolLoop(turn_timeout_s=self.config.turn_timeout_s, gate=self.gate),
             session=self._session(task, trajectory_id),
-            workbench=self._workbench(task, trajectory_id),
+            workbench=self.workbench(task, trajectory_id),
             verifier=verifier,
             limits=self._limits(),
             trajectory_id=trajectory_id,
@@ -217,7 +220,7 @@ class EnvRuntime:
         return SharedSetup(
             item,
             verifier,
-            workbench=self._workbench,
+            workbench=self.workbench,
             drop=self.backend.drop_snapshot,
             timeout_s=self.config.verify_timeout_s,
             kept=None if key is None else self._kept_setups.under(key),
@@ -236,7 +239,8 @@ class EnvRuntime:
                 "ids and log-probs; use server_type 'vllm', 'sglang' or 'transformers', or run `evaluate`"
             )
 
-    def _workbench(self, task: Task, trajectory_id: str) -> ExecutorWorkbench:
+    def workbench(self, task: Task, trajectory_id: str) -> ExecutorWorkbench:
+        """The tools of one trajectory, in the kind of sandbox that its task wants."""
         if task.agent.sandbox_profile is not None:
             self.executor.choose_profile(trajectory_id, task.agent.sandbox_profile)
         return ExecutorWorkbench(self.executor, trajectory_id, working_dir=task.agent.working_dir)
@@ -295,18 +299,11 @@ class EnvRuntime:
         )
 
     def _load_renderer(self) -> TokenRenderer:
-        from transformers import AutoTokenizer  # noqa: PLC0415 - takes seconds to import
+        from agentenv.tokens.renderer import load_named_renderer  # noqa: PLC0415 - takes seconds to import
 
-        from agentenv.tokens.renderer import load_renderer  # noqa: PLC0415 - it too
-
-        name = self.config.tokenizer_name
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(name)
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"env.tokenizer_name={name!r} cannot be loaded ({str(error).splitlines()[0]}): give a folder that "
-                f"holds the policy's tokenizer, or the name of one that is in the local hub cache"
-            ) from error
-        return load_renderer(
-            tokenizer, self.config.renderer, chat_template_kwargs=template_options(self.config)
+        return load_named_renderer(
+            self.config.tokenizer_name,
+            self.config.renderer,
+            setting="env.tokenizer_name",
+            chat_template_kwargs=template_options(self.config),
         )

@@ -36,6 +36,7 @@ every sample is taken that RUN_DIR does not hold yet.
     agentenv evaluate configs/sweep.yaml --run-dir runs/sweep      begin; the same again goes on, whatever ended it
     agentenv evaluate configs/sweep.yaml --run-dir runs/sweep --rescore
 
+After Ctrl-C no report is written: `agentenv report` does that.
 Exit status of a sweep: 0 when every sample has ended, 1 when a budget ended it or samples were lost, 130 after Ctrl-C.
 """
 _COMPARE_HELP = """
@@ -142,7 +143,15 @@ async def _sweep(
             status = await _run(config, store, options, console)
     finally:
         await store.close()
-    await asyncio.to_thread(_show, directory, console, report=not options.no_report)
+    report = not options.no_report
+    if (
+        report and status == commands.INTERRUPTED
+    ):  # whoever wants the end is not kept: a large one takes half a minute
+        console.print(
+            f"no report was written: agentenv report {directory}", markup=False, soft_wrap=True
+        )
+        report = False
+    await asyncio.to_thread(_show, directory, console, report=report)
     return status
 
 

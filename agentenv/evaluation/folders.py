@@ -13,14 +13,13 @@ import shutil
 from typing import TYPE_CHECKING
 
 from agentenv.errors import SweepError
+from agentenv.tasks.workspaces import WORKSPACE
 
 if TYPE_CHECKING:
     from collections.abc import Collection
     from pathlib import Path
 
 OUTPUTS = "outputs"
-WORKSPACE = "workspace"
-"""Of a sample's folder: its workspace, which is kept for itself."""
 
 
 class SampleFolders:

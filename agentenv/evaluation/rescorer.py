@@ -64,46 +64,59 @@ async def rescore(
             opened = source(config, arm)
             try:
                 await opened.open(only_judge=True)
+                judge = _Judge(reader, opened, names, counts, asyncio.Semaphore(config.concurrency))
                 for start in range(0, len(samples), _AT_ONCE):
                     part = samples[start : start + _AT_ONCE]
-                    found = [
-                        await _judge(reader, opened, names[stored.row.task], stored, counts)
-                        for stored in part
-                    ]
+                    async with asyncio.TaskGroup() as group:
+                        judged = [group.create_task(judge.judge(stored)) for stored in part]
+                    found = [task.result() for task in judged]
                     await store.rescore([new for new in found if new is not None])
             finally:
                 await finish(opened.close())
     return counts
 
 
-async def _judge(
-    reader: SweepReader,
-    source: SampleSource,
-    task: str,
-    stored: StoredSample,
-    counts: RescoreCounts,
-) -> Rescored | None:
-    record = TrajectoryRecord.from_json(await asyncio.to_thread(reader.trajectory, stored.sample))
-    if not record.steps:
-        return None
-    try:
-        verdict = await source.judge(task, record)
-    except WorkspaceGoneError as error:
-        counts.kept[str(error)] = counts.kept.get(str(error), 0) + 1
-        return None
-    except VerifierError as error:
-        counts.failed += 1
-        new = replace(
-            record, score=None, outcome=Outcome.VERIFIER_FAILED.value, cause=str(error)[:2000]
+@dataclass(frozen=True, slots=True)
+class _Judge:
+    """Judges samples of one arm, some at a time."""
+
+    reader: SweepReader
+    source: SampleSource
+    names: dict[int, str]
+    counts: RescoreCounts
+    room: asyncio.Semaphore
+    reading: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def judge(self, stored: StoredSample) -> Rescored | None:
+        async with self.room:
+            async with self.reading:
+                read = await asyncio.to_thread(self.reader.trajectory, stored.sample)
+            record = TrajectoryRecord.from_json(read)
+            return await self._judged(stored, record) if record.steps else None
+
+    async def _judged(self, stored: StoredSample, record: TrajectoryRecord) -> Rescored | None:
+        counts, row = self.counts, stored.row
+        folder = None if row.output_dir is None else self.reader.path / row.output_dir
+        try:
+            verdict = await self.source.judge(self.names[row.task], record, folder)
+        except WorkspaceGoneError as error:
+            counts.kept[str(error)] = counts.kept.get(str(error), 0) + 1
+            return None
+        except VerifierError as error:
+            counts.failed += 1
+            new = replace(
+                record, score=None, outcome=Outcome.VERIFIER_FAILED.value, cause=str(error)[:2000]
+            )
+        else:
+            counts.scored += 1
+            counts.changed += verdict.reward != row.reward
+            new = replace(
+                record,
+                score=verdict.reward,
+                outcome=Outcome.SCORED.value,
+                cause=None,
+                score_metadata=json_plain(verdict.metadata),
+            )
+        return Rescored(
+            stored.sample, new.score, new.outcome, new.cause, encode_line(new.to_json())
         )
-    else:
-        counts.scored += 1
-        counts.changed += verdict.reward != stored.row.reward
-        new = replace(
-            record,
-            score=verdict.reward,
-            outcome=Outcome.SCORED.value,
-            cause=None,
-            score_metadata=json_plain(verdict.metadata),
-        )
-    return Rescored(stored.sample, new.score, new.outcome, new.cause, encode_line(new.to_json()))

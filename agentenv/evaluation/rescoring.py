@@ -1,8 +1,8 @@
 """Scoring trajectories again without running them: what a verifier is given then, and what it is refused.
 
 A verifier that judges from the record alone (the final response, the messages, the steps) can be asked again at any
-time. The workspace is gone: one that calls a tool in it, or reads what its set-up returned, raises
-`WorkspaceGoneError`, and the sample keeps the score it has.
+time. One that needs the workspace can where that was kept (`keep_workspaces`): then its files are put back into a new
+sandbox of the same kind. Else it raises `WorkspaceGoneError`, and the sample keeps the score it has.
 """
 
 from __future__ import annotations
@@ -18,22 +18,26 @@ from agentenv_tools.schema import ImagePart, ToolCall, ToolResult
 
 if TYPE_CHECKING:
     from agentenv.run.record import SequenceRecord, StepRecord, ToolCallRecord, TrajectoryRecord
+    from agentenv.task import ExecTool
 
 
 class WorkspaceGoneError(SweepError):
-    """A verifier needs the workspace of a trajectory that ended long ago."""
+    """A verifier needs the workspace of a trajectory that ended long ago, and there is none to be put back."""
 
 
-async def no_workspace(call: ToolCall) -> ToolResult:
+def no_workspace(reason: str) -> ExecTool:
     """The tools of a workspace that is gone."""
-    raise WorkspaceGoneError(
-        f"verification calls {call.name!r} in the workspace, which is gone: only what judges from the record can be "
-        "scored again"
-    )
+
+    async def exec_tool(call: ToolCall) -> ToolResult:
+        raise WorkspaceGoneError(
+            f"verification calls {call.name!r} in the workspace, which is gone: {reason}"
+        )
+
+    return exec_tool
 
 
 class GoneMapping(dict[str, Any]):
-    """What a workspace's set-up returned, of which no record is kept. Reading it raises `WorkspaceGoneError`."""
+    """What a workspace's set-up returned, where that was not recorded. Reading it raises `WorkspaceGoneError`."""
 
     def _gone(self, *_: object, **__: object) -> NoReturn:
         raise WorkspaceGoneError(

@@ -6,7 +6,6 @@ Anything else that has tasks implements `SampleSource`.
 
 from __future__ import annotations
 
-import asyncio
 import os
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -16,15 +15,17 @@ from typing import TYPE_CHECKING, Any, Protocol
 from pydantic import ValidationError
 
 from agentenv._hook import describe
-from agentenv.errors import ConfigError, SweepError, VerifierError
-from agentenv.evaluation.rescoring import GoneMapping, agent_result, no_workspace
+from agentenv.errors import ConfigError, SweepError
+from agentenv.evaluation.judging import EnvironmentJudge, KeepingVerifier
 from agentenv.evaluation.schema import TaskEntry
 from agentenv.outcomes import Outcome, StopReason
-from agentenv.rollout import RolloutRecord, finish, finite_reward
-from agentenv.task import Verdict, item_id
+from agentenv.policy import APIServerConfig, build_policy
+from agentenv.rollout import RolloutRecord, finish
+from agentenv.task import item_id
 from agentenv.types import Usage
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable, Collection, Mapping
 
     from agentenv.env import AgentEnv
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from agentenv.observer import RolloutObserver
     from agentenv.policy.base import PolicyClient
     from agentenv.run.record import TrajectoryRecord
+    from agentenv.task import Verdict, Verifier
     from agentenv.types import Item
     from agentenv.watch import Watch, WatchedEnvironments
 
@@ -70,10 +72,11 @@ class SampleSource(Protocol):
         """
         ...
 
-    async def judge(self, task: str, record: TrajectoryRecord) -> Verdict:
-        """Score a trajectory again, from its record alone.
+    async def judge(self, task: str, record: TrajectoryRecord, folder: Path | None) -> Verdict:
+        """Score a trajectory again, from its record and what was kept of its workspace in its `folder`.
 
-        Raises `WorkspaceGoneError` where the verifier needs the workspace, `VerifierError` where it fails.
+        Raises `WorkspaceGoneError` where the verifier needs a workspace that cannot be had, `VerifierError` where it
+        fails.
         """
         ...
 
@@ -122,6 +125,7 @@ def open_source(
         price=model.price,
         concurrency=config.concurrency,
         policy=_chat_policy(model) if model.chat is not None else None,
+        keep_workspace_bytes=config.kept_workspace_bytes,
     )
 
 
@@ -152,6 +156,7 @@ def _task_directories(
 ) -> SampleSource:
     from agentenv.evaluation.task_source import (  # noqa: PLC0415 - it imports this module
         MODELLESS,
+        LateRenderer,
         TaskDirectorySource,
         model_agent,
     )
@@ -159,17 +164,33 @@ def _task_directories(
     tasks, model = config.tasks[arm.task_set], config.models[arm.model]
     observers = () if observer is None else (observer,)
     if model.agent is not None:
-        return TaskDirectorySource(tasks, MODELLESS[model.agent](), observers=observers)
-    policy = _chat_policy(model) if model.chat is not None else _served_policy(model, arm)
+        return TaskDirectorySource(
+            tasks,
+            MODELLESS[model.agent](),
+            concurrency=config.concurrency,
+            observers=observers,
+            keep_workspace_bytes=config.kept_workspace_bytes,
+        )
+    renderer = None
+    if model.chat is not None:
+        policy = _chat_policy(model)
+    else:
+        servers = _servers(model, arm)
+        policy = build_policy(servers)
+        renderer = LateRenderer(
+            servers[0].tokenizer, model.renderer, f"models.{arm.model}.openai.tokenizer_name"
+        )
     gate = None if watch is None else watch.gate
-    agent = model_agent(policy, config.settings[arm.settings].agent, arm.model, gate)
+    agent = model_agent(policy, config.settings[arm.settings].agent, arm.model, gate, renderer)
     return TaskDirectorySource(
         tasks,
         agent,
         policy=policy,
+        renderer=renderer if policy.returns_tokens else None,
         price=model.price,
         concurrency=config.concurrency,
         observers=observers,
+        keep_workspace_bytes=config.kept_workspace_bytes,
     )
 
 
@@ -180,12 +201,10 @@ def _chat_policy(model: ModelConfig) -> PolicyClient:
     return chat_policy(model.chat, **model.chat_settings)
 
 
-def _served_policy(model: ModelConfig, arm: Arm) -> PolicyClient:
-    from agentenv.policy import APIServerConfig, build_policy  # noqa: PLC0415 - not needed for what runs no model
-
+def _servers(model: ModelConfig, arm: Arm) -> list[APIServerConfig]:
     given = model.openai if isinstance(model.openai, list) else [model.openai]
     try:
-        return build_policy([APIServerConfig.model_validate(server) for server in given])
+        return [APIServerConfig.model_validate(server) for server in given]
     except ValidationError as error:
         raise ConfigError(f"models.{arm.model}.openai: {error}") from error
 
@@ -203,13 +222,19 @@ class EnvironmentSource:
         price: Price | None = None,
         concurrency: int = 1,
         policy: PolicyClient | None = None,
+        keep_workspace_bytes: int = 0,
     ) -> None:
-        """`make` builds the environment, not set up; `policy` takes the place of the one it comes with."""
+        """`make` builds the environment, not set up; `policy` takes the place of the one it comes with.
+
+        Workspaces are kept up to `keep_workspace_bytes`.
+        """
         self._make = make
         self._count = count
         self._price = price
         self._concurrency = concurrency
         self._policy = policy
+        self._keep_workspace_bytes = keep_workspace_bytes
+        self._judge = EnvironmentJudge()
         self._env: AgentEnv[Any] | None = None
         self._items: dict[str, Item] = {}
 
@@ -236,30 +261,18 @@ class EnvironmentSource:
         except Exception as error:  # noqa: BLE001 - the environment's own code may raise anything
             record = unstarted(trajectory_id, f"build_task raised {describe(error)}")
             return SampleResult(record)
-        record = await env.runtime.run(made, env.verifier(), trajectory_id=trajectory_id)
+        verifier: Verifier = env.verifier()
+        if self._keep_workspace_bytes:
+            verifier = KeepingVerifier(verifier, env.runtime, folder, self._keep_workspace_bytes)
+        record = await env.runtime.run(made, verifier, trajectory_id=trajectory_id)
         usage = record.result.usage if record.result is not None else Usage()
         return SampleResult(record, priced(usage, self._price))
 
-    async def judge(self, task: str, record: TrajectoryRecord) -> Verdict:
-        """Call the environment's verification with nothing but the record."""
+    async def judge(self, task: str, record: TrajectoryRecord, folder: Path | None) -> Verdict:
+        """Call the environment's verification, with the workspace where that was kept, else with the record alone."""
         env = self._env
         assert env is not None, "open"
-        result = agent_result(record)
-        try:
-            async with asyncio.timeout(env.config.verify_timeout_s):
-                reward, metadata = await env.verify_and_score_trajectory(
-                    self._items[task],
-                    result.final_response,
-                    trajectory_id=record.trajectory_id,
-                    exec_tool=no_workspace,
-                    agent_result=result,
-                    workspace_meta=_meta(env),
-                )
-        except (SweepError, VerifierError):
-            raise
-        except Exception as error:  # the environment's own code may raise anything
-            raise VerifierError(f"verification raised {describe(error)}") from error
-        return Verdict(finite_reward(reward), metadata if isinstance(metadata, dict) else {})
+        return await self._judge.judge(env, self._items[task], record, folder)
 
     async def cancel(self, work: Collection[asyncio.Task[Any]]) -> None:
         """See `EnvRuntime.cancel`."""
@@ -296,14 +309,6 @@ class EnvironmentSource:
             number += 1
             name = f"{own}#{number}"
         return name
-
-
-def _meta(env: AgentEnv[Any]) -> dict[str, Any]:
-    """What the set-up returned, as far as that is known of one that ran long ago: nothing where there is no set-up."""
-    from agentenv.env import AgentEnv  # noqa: PLC0415 - an import at the top would be a circle
-
-    own = type(env).setup_trajectory_workspace
-    return {} if own is AgentEnv.setup_trajectory_workspace else GoneMapping()
 
 
 def priced(usage: Usage, price: Price | None) -> Usage:

@@ -48,7 +48,7 @@ class TaskSetConfig(_Frozen):
     env: dict[str, Any] = {}
     """Its settings, as under `env:` of `agentenv process`."""
     directory: str | None = None
-    """A folder with task directories below it, in place of `environment`. Run by chat models, or without a model."""
+    """A folder with task directories below it, in place of `environment`."""
     pattern: str = "**/task.toml"
     """Which files below `directory` mark a task."""
     provider: str = "docker"
@@ -97,6 +97,9 @@ class ModelConfig(_Frozen):
     `models`."""
     chat_settings: dict[str, Any] = {}
     """Its address, key and patience: fields of `ChatModelSettings`."""
+    renderer: str = "auto"
+    """For task directories and `openai` servers that return tokens: as `env.renderer`. The tokenizer is that of
+    `openai.tokenizer_name`."""
     agent: Literal["oracle", "nop"] | None = None
     """No model, for task directories: `oracle` runs each task's own solution, `nop` does nothing."""
     price: Price | None = None
@@ -124,6 +127,8 @@ class AgentSettings(_Frozen):
     """Replies of the model for one task."""
     max_tokens: int = Field(default=8_192, ge=1)
     """Tokens of one reply."""
+    max_token_length: int = Field(default=32_768, ge=1)
+    """Tokens of a whole conversation, prompts included, with a model that returns tokens."""
     system_prompt: str | None = None
     toolsets: list[str] = ["default"]
     turn_timeout_s: float = Field(default=1_200.0, gt=0, allow_inf_nan=False)
@@ -185,6 +190,15 @@ class SweepConfig(_Frozen):
     keep_outputs: bool | Literal["failed"] = True
     """Keep what samples of task directories left in files: logs, artifacts, output of tests. `failed`: of those that
     are not solved."""
+    keep_workspaces: bool = False
+    """Keep the workspace of each sample as its agent left it, so that verifiers that need one can be asked again."""
+    workspace_max_mb: int = Field(default=32, ge=1, le=60)
+    """Of one workspace, packed. Larger ones are not kept."""
+
+    @property
+    def kept_workspace_bytes(self) -> int:
+        """Of one workspace, at most; 0: none is kept."""
+        return self.workspace_max_mb << 20 if self.keep_workspaces else 0
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agentenv.errors import ConfigError, SweepError
+from agentenv._hook import describe
+from agentenv.errors import AgentEnvError, ConfigError, SweepError, VerifierError
 from agentenv.evaluation.rescoring import WorkspaceGoneError
 from agentenv.evaluation.schema import TaskEntry
 from agentenv.evaluation.sources import SampleResult, priced, unstarted
 from agentenv.harness import ToolLoop
 from agentenv.rollout import finish
-from agentenv.session import ChatSession
+from agentenv.session import ChatSession, TokenSession
+from agentenv.task import Verdict
 from agentenv.tasks import (
     PlacePool,
     RunOptions,
@@ -25,7 +28,12 @@ from agentenv.tasks import (
     oracle_agent,
     run_task,
 )
+from agentenv.tasks.folder import RunFolder
+from agentenv.tasks.results import main_reward
+from agentenv.tasks.rolling import TaskRollout
+from agentenv.tasks.workspaces import WorkspaceNotKeptError, kept_workspace
 from agentenv.types import AgentConfig, Usage
+from agentenv_backends.errors import BackendError
 from agentenv_tools.toolsets import build_registry
 
 if TYPE_CHECKING:
@@ -37,9 +45,9 @@ if TYPE_CHECKING:
     from agentenv.policy.base import PolicyClient
     from agentenv.run.record import TrajectoryRecord
     from agentenv.session import Session
-    from agentenv.task import Verdict
     from agentenv.tasks import SessionRequest, TaskDirectory
     from agentenv.tasks.results import TaskResult
+    from agentenv.tokens.renderer import TokenRenderer
 
 _TESTS_SAID = "verifier/test-stdout.txt"
 _MAX_SAID_CHARS = 200_000
@@ -60,21 +68,26 @@ class TaskDirectorySource:
         agent: TaskAgent,
         *,
         policy: PolicyClient | None = None,
+        renderer: LateRenderer | None = None,
         price: Price | None = None,
         concurrency: int = 1,
         observers: Sequence[RolloutObserver] = (),
+        keep_workspace_bytes: int = 0,
     ) -> None:
-        """`policy`, where the agent has one, is started and closed with the source."""
+        """`policy`, where the agent has one, is started and closed with the source; `renderer` is loaded with it."""
         self._config = tasks
         self._agent = agent
         self._policy = policy
+        self._renderer = renderer
         self._price = price
         self._concurrency = concurrency
         self._observers = observers
         self._tasks: dict[str, TaskDirectory] = {}
-        self._places = PlacePool(agent.tools)
+        self._places = PlacePool(agent.tools, sandboxes=concurrency)
         self._options = RunOptions(
-            accept_host_image=tasks.accept_host_image, backend=dict(tasks.backend)
+            accept_host_image=tasks.accept_host_image,
+            backend=dict(tasks.backend),
+            keep_workspace_bytes=keep_workspace_bytes,
         )
 
     async def open(self, *, only_judge: bool = False) -> list[TaskEntry]:
@@ -83,6 +96,8 @@ class TaskDirectorySource:
         if self._policy is not None and not only_judge:
             await self._policy.start()
             self._policy.raise_concurrency(self._concurrency)
+            if self._renderer is not None:
+                await asyncio.to_thread(self._renderer.load)
         return [TaskEntry(name, _preview(task)) for name, task in self._tasks.items()]
 
     async def run(
@@ -106,11 +121,39 @@ class TaskDirectorySource:
             ) from error
         return self._sample(result, trajectory_id, said)
 
-    async def judge(self, task: str, record: TrajectoryRecord) -> Verdict:
-        """Tests of a task directory need its sandbox."""
-        raise WorkspaceGoneError(
-            "the tests of a task directory need its sandbox, which is gone: only what judges from the record can be "
-            "scored again"
+    async def judge(self, task: str, record: TrajectoryRecord, folder: Path | None) -> Verdict:
+        """Run the tests, as they are now, over what was kept of the workspace."""
+        directory = self._tasks[task]
+        if directory.is_multi_step:
+            raise WorkspaceGoneError(
+                "a task with steps is judged step by step, and is not judged again"
+            )
+        try:
+            kept = await asyncio.to_thread(kept_workspace, folder)
+            with tempfile.TemporaryDirectory(prefix="agentenv-again-") as place:
+                rewards = await self._rollout(directory, Path(place)).judge_again(kept)
+                said = await asyncio.to_thread(_tests_said, Path(place))
+        except WorkspaceNotKeptError as error:
+            raise WorkspaceGoneError(
+                f"the tests of a task directory need its sandbox: {error}"
+            ) from error
+        except VerifierError:
+            raise
+        except (AgentEnvError, BackendError, OSError) as error:
+            raise WorkspaceGoneError(
+                f"its workspace could not be put back: {describe(error)[:300]}"
+            ) from error
+        return Verdict(main_reward(rewards), {"rewards": rewards, **said})
+
+    def _rollout(self, task: TaskDirectory, place: Path) -> TaskRollout:
+        return TaskRollout(
+            task,
+            self._agent,
+            self._config.provider,
+            self._options,
+            RunFolder(place),
+            self._places,
+            sandboxes=self._places.sandboxes,
         )
 
     async def cancel(self, work: Collection[asyncio.Task[Any]]) -> None:
@@ -158,17 +201,53 @@ class TaskDirectorySource:
         )
 
 
+class LateRenderer:
+    """A model family's renderer, which takes seconds to load: loaded with the source that needs it."""
+
+    def __init__(self, tokenizer: str, family: str, setting: str) -> None:
+        """`setting` names where the tokenizer was given."""
+        self._tokenizer = tokenizer
+        self._family = family
+        self._setting = setting
+        self._loaded: TokenRenderer | None = None
+
+    @property
+    def loaded(self) -> TokenRenderer:
+        """The renderer, once `load` has returned."""
+        assert self._loaded is not None, "load"
+        return self._loaded
+
+    def load(self) -> None:
+        """Load it. Blocking; raises `ConfigError`."""
+        from agentenv.tokens.renderer import load_named_renderer  # noqa: PLC0415 - takes seconds to import
+
+        self._loaded = load_named_renderer(self._tokenizer, self._family, setting=self._setting)
+
+
 def model_agent(
-    policy: PolicyClient, settings: AgentSettings, name: str, gate: PauseGate | None = None
+    policy: PolicyClient,
+    settings: AgentSettings,
+    name: str,
+    gate: PauseGate | None = None,
+    renderer: LateRenderer | None = None,
 ) -> TaskAgent:
-    """A model that calls tools in a loop. Raises `ConfigError` for a policy that samples from tokens alone."""
-    if policy.returns_tokens:
-        raise ConfigError(
-            "task directories are run by chat models here (`chat:`, or `openai:` with server_type openai); for a "
-            "policy with tokens use environment: task_set, whose `env.tasks_dir` is the folder"
-        )
+    """A model that calls tools in a loop: in exact tokens with a policy that returns them, else in chat messages.
+
+    Raises `ConfigError` for a policy with tokens and no `renderer`.
+    """
+    if policy.returns_tokens and renderer is None:
+        raise ConfigError(f"models.{name} returns tokens, and nothing says what they are made with")
 
     def open_session(request: SessionRequest) -> Session:
+        if renderer is not None and policy.returns_tokens:
+            return TokenSession(
+                policy,
+                renderer.loaded,
+                request.schemas,
+                trajectory_id=request.trajectory_id,
+                seed=request.seed,
+                token_budget=settings.max_token_length,
+            )
         return ChatSession(
             policy,
             request.schemas,

@@ -41,6 +41,9 @@ class RunOptions:
     """Seeds the policy's replies."""
     trajectory_id: str | None = None
     """The rollout's name, which no other of the same places has; None: one is made."""
+    keep_workspace_bytes: int = 0
+    """Keep the workspace as the agent left it, packed in at most so many bytes, to be judged again (`workspaces`).
+    Tasks with steps keep none."""
 
     def effective_agent_timeout_s(self, of_the_task: float | None) -> float:
         """The agent's time for a step, `LONGEST_S` where nothing limits it."""

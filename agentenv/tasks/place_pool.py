@@ -44,8 +44,12 @@ class PlacePool:
         keep: int = 4,
         config: ToolExecutorConfig | None = None,
         served_tools: Sequence[Tool[Any]] = (),
+        sandboxes: int = 1,
     ) -> None:
-        """`config` and `served_tools` are those of each `ToolExecutor`."""
+        """`config` and `served_tools` are those of each `ToolExecutor`; `sandboxes` is how many of one configuration
+        `run_task` has at once, of all runs that share the pool.
+        """
+        self.sandboxes = sandboxes
         self._tools = tools
         self._served_tools = served_tools
         self._keep = keep

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from agentenv.observer import Observation
-from agentenv.rollout import RolloutLimits, RolloutRecord, rollout
+from agentenv.rollout import RolloutLimits, RolloutRecord, finish, rollout
 from agentenv.task import Task
 from agentenv.tasks.agents import SessionRequest
 from agentenv.tasks.errors import TaskUnsupportedError
 from agentenv.tasks.options import LONGEST_S
 from agentenv.tasks.places import Place, backend_values
-from agentenv.tasks.preparation import working_directory
+from agentenv.tasks.preparation import prepare_sandbox, working_directory
 from agentenv.tasks.sandbox import TaskSandbox
 from agentenv.tasks.stepping import (
     Progress,
@@ -26,6 +26,7 @@ from agentenv.tasks.stepping import (
 from agentenv.tasks.templates import resolved, secrets_of
 from agentenv.tasks.under_way import TaskRun
 from agentenv.tasks.verification import Judge
+from agentenv.tasks.workspaces import put_workspace_back
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from agentenv.tasks.folder import RunFolder
     from agentenv.tasks.options import RunOptions
     from agentenv.tasks.place_pool import PlacePool
+    from agentenv.tasks.workspaces import KeptWorkspace
     from agentenv_tools.executor import ToolExecutor
 
 _HOOK_MARGIN_S = 3600.0
@@ -105,6 +107,27 @@ class TaskRollout:
         as_root = values.get("run_as_root", False)
         async with self.places.use(values, timeout_s) as executor:
             return await self._run_in(executor, trajectory_id, agent_is_root=as_root)
+
+    async def judge_again(self, kept: KeptWorkspace) -> dict[str, float] | None:
+        """The rewards of a workspace that was kept: put back into a sandbox that is prepared as it was for the agent,
+        and judged by the tests as they are now. What they print goes where it goes in a run.
+
+        Raises `VerifierError`; `TaskError`, `BackendError` or `OSError` when there can be no such sandbox.
+        """
+        timeout_s = self.task.config.environment.build_timeout_sec
+        values = self.backend_values()
+        async with self.places.use(values, timeout_s) as executor:
+            sandbox = TaskSandbox(executor, f"again-{uuid4()}")
+            try:
+                run = self._task_run(self.task.steps[0], sandbox)
+                await prepare_sandbox(run)
+                await put_workspace_back(kept, sandbox)
+                await sandbox.kill_everything()
+                workdir = await working_directory(sandbox)
+                judge = Judge(self._open_verifier, workdir, agent_is_root=False)
+                return await judge.judge_again(run)
+            finally:
+                await finish(sandbox.release())
 
     async def _run_in(
         self, executor: ToolExecutor, trajectory_id: str, *, agent_is_root: bool

@@ -63,7 +63,16 @@ async def run_task(
     if places is None:
         places = own = PlacePool(agent.tools, keep=0)
     options = options or RunOptions()
-    run = TaskRollout(task, agent, provider, options, RunFolder(path), places, observers=observers)
+    run = TaskRollout(
+        task,
+        agent,
+        provider,
+        options,
+        RunFolder(path),
+        places,
+        sandboxes=places.sandboxes,
+        observers=observers,
+    )
     try:
         return await _Attempt(run, options.trajectory_id or str(uuid4())).run()
     finally:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from agentenv.tasks.files import packed
 from agentenv_backends.errors import InfrastructureError
 from agentenv_backends.requests import ExecRequest, KillRequest
-from agentenv_backends.results import ExecResult, ExecStatus, OpFailure
+from agentenv_backends.results import ExecResult, ExecStatus, FailureKind, OpFailure
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -29,6 +29,12 @@ _QUICK_S = 60.0
 _OUTPUT_BYTES = 20_000
 _CHUNK = 8 << 20
 _ABSENT = 44
+_MAX_ARCHIVED = 100_000
+_REPLACE = """chmod -R u+rwX . 2>/dev/null
+for each in ./* ./.[!.]* ./..?*; do
+  if [ -e "$each" ] || [ -L "$each" ]; then rm -rf "$each" || exit; fi
+done
+exec tar -x -z -p -o -f -"""
 
 
 class SandboxCommandError(InfrastructureError):
@@ -185,6 +191,31 @@ class TaskSandbox:
                 raise SandboxCommandError(f"{path} could not be fetched: {_said(done)}")
             if len(part) < _CHUNK:
                 return bytes(content)
+
+    @property
+    def has_slot(self) -> bool:
+        """Whether it is held already: anything but a look takes it."""
+        return self._executor.holds_slot(self._trajectory_id)
+
+    async def archive(self, max_bytes: int) -> bytes:
+        """The working directory as a tar.gz, packed by what runs the sandbox and by no program of its image.
+
+        Raises `InfrastructureError`, or `DownloadTooLargeError` above `max_bytes`.
+        """
+        answer = await self._executor.archive_artifacts(
+            self._trajectory_id, max_bytes=max_bytes, max_entries=_MAX_ARCHIVED
+        )
+        if isinstance(answer, OpFailure):
+            if answer.kind is FailureKind.TOO_LARGE:
+                raise DownloadTooLargeError(answer.message)
+            raise SandboxCommandError(
+                f"the working directory could not be packed: {answer.message}"
+            )
+        return answer.content
+
+    async def replace_files(self, archive: bytes) -> None:
+        """Have the working directory hold what is in a tar.gz, and nothing else. Raises `InfrastructureError`."""
+        await self._own(_REPLACE, stdin=archive, what="the working directory could not be filled")
 
     async def kill_everything(self) -> None:
         """End every process in the sandbox but its own. Raises `InfrastructureError`."""

@@ -45,6 +45,8 @@ class TaskRuntime(EnvRuntime):
     Nothing is written to disk. Verification is the tasks' own: the environment's hooks are not called.
     """
 
+    asks_verifier = False
+
     def __init__(
         self,
         config: AgentEnvConfig,

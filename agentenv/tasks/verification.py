@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from agentenv.tasks import rewards
@@ -27,6 +28,7 @@ from agentenv.tasks.places import LOG_FOLDERS, RUNTIME, TESTS, VERIFIER_LOGS
 from agentenv.tasks.rules import MAIN_SERVICE
 from agentenv.tasks.sandbox import DownloadTooLargeError, SandboxCommandError
 from agentenv.tasks.templates import secrets_of
+from agentenv.tasks.workspaces import keep_workspace
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -68,15 +70,48 @@ class Judge:
         """
         await self._run_hooks(run)
         await self._keep_logs(run, run.sandbox, "/logs/agent", "agent")
+        collection = await self._collected(run)
+        if not _is_judged(run):
+            return None
+        if run.step.verifier.mode != "separate":
+            await self._check_programs(run.sandbox)
+        if run.options.keep_workspace_bytes and not run.directory.is_multi_step:
+            await self._keep_workspace(run, collection)
+        return await self._tested(run, collection, last=last)
+
+    async def judge_again(self, run: TaskRun) -> dict[str, float] | None:
+        """The rewards of a sandbox that a workspace was put back into (`workspaces`). Raises as `judge` does."""
+        collection = await self._collected(run)
+        return await self._tested(run, collection, last=True) if _is_judged(run) else None
+
+    async def _collected(self, run: TaskRun) -> Collection:
         collection = Collection(run, self._workdir)
         further = tuple(Artifact(source=source) for source in run.options.artifacts)
         await collection.collect((*run.step.artifacts, *further))
-        separate = run.step.verifier.mode == "separate"
-        has_tests = run.step.test_script is not None or run.verifier_owns_tests
-        if not run.options.verify or not has_tests:
-            return None
-        if not separate:
-            await self._check_programs(run.sandbox)
+        return collection
+
+    async def _keep_workspace(self, run: TaskRun, collection: Collection) -> None:
+        kept = (self._workdir, *LOG_FOLDERS)
+        elsewhere = [
+            each.path
+            for each in collection.collected
+            if not any(PurePosixPath(each.path).is_relative_to(folder) for folder in kept)
+        ]
+        refusal = None
+        if elsewhere and run.step.verifier.mode == "separate":
+            refusal = f"its tests judge {elsewhere[0]}, which is outside of what is kept"
+        await keep_workspace(
+            run.sandbox,
+            run.folder,
+            max_bytes=run.options.keep_workspace_bytes,
+            logs=LOG_FOLDERS,
+            refusal=refusal,
+        )
+
+    async def _tested(
+        self, run: TaskRun, collection: Collection, *, last: bool
+    ) -> dict[str, float] | None:
+        if run.step.verifier.mode != "separate":
             return await self._run_tests(run, run.sandbox, owns_tests=False)
         if last:
             await run.sandbox.release()
@@ -165,3 +200,7 @@ class Judge:
         clean = await asyncio.to_thread(cleaned, archive)
         run.warnings.extend(f"{folder}: left out {reason}" for reason in clean.left_out[:20])
         run.warnings.extend(await run.folder.extract(clean.content, name))
+
+
+def _is_judged(run: TaskRun) -> bool:
+    return run.options.verify and (run.step.test_script is not None or run.verifier_owns_tests)

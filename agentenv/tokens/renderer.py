@@ -124,6 +124,29 @@ class TokenRenderer:
         }
 
 
+def load_named_renderer(
+    name: str,
+    family: str = "auto",
+    *,
+    setting: str,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+) -> TokenRenderer:
+    """The renderer for the tokenizer in a folder, or of that name in the local hub cache. Blocking, for seconds.
+
+    Raises `ConfigError` as `load_renderer` does, and, naming `setting`, when there is no such tokenizer.
+    """
+    from transformers import AutoTokenizer  # noqa: PLC0415 - takes seconds to import
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{setting}={name!r} cannot be loaded ({str(error).splitlines()[0]}): give a folder that "
+            f"holds the policy's tokenizer, or the name of one that is in the local hub cache"
+        ) from error
+    return load_renderer(tokenizer, family, chat_template_kwargs=chat_template_kwargs)
+
+
 def load_renderer(
     tokenizer: Any, family: str = "auto", *, chat_template_kwargs: Mapping[str, Any] | None = None
 ) -> TokenRenderer:

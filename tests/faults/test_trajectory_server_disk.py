@@ -1,7 +1,5 @@
 """A trajectory server whose disk is full refuses what it cannot keep, keeps what it has promised, and recovers."""
 
-import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +10,7 @@ from agentenv.api.codec import CONTENT_TYPE, encode_message, pack
 from agentenv.api.group import wire_group
 from tests.interop.api import Api, marks
 from tests.interop.servers import AgentEnvServer
+from tests.small_disk import small_disk
 
 pytestmark = pytest.mark.slow
 ROWS, TOKENS = 8, 65_536
@@ -20,20 +19,9 @@ _MOST_GROUPS = 100
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A small file system, in memory."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can mount a small file system")
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ("mount", "-t", "tmpfs", "-o", f"size={_DISK_MIB}m", "agentenv-test", str(folder))
-    done = subprocess.run(mount, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(("umount", "--lazy", str(folder)), check=True)
+def disk(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path / "disk", f"{_DISK_MIB}m") as mounted:
+        yield mounted.path
 
 
 def incompressible(mark: int) -> bytes:
@@ -62,10 +50,10 @@ def fill(api: Api) -> tuple[int, str]:
 
 
 def test_a_full_disk_is_a_clear_refusal_and_room_comes_back_when_the_trainer_takes(
-    small_disk: Path, tmp_path: Path
+    disk: Path, tmp_path: Path
 ):
     kept_free = ("--min-free-bytes", str(_KEPT_FREE_MIB << 20))
-    with AgentEnvServer(tmp_path / "server", *kept_free, data=small_disk / "data") as server:
+    with AgentEnvServer(tmp_path / "server", *kept_free, data=disk / "data") as server:
         with Api(server.url) as api:
             api.start(batch_size=ROWS)
             promised, reason = fill(api)

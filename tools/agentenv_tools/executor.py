@@ -217,6 +217,11 @@ class ToolExecutor:
             await self._slots.acquire(trajectory)
             return await self._slots.send(trajectory, request)
 
+    def holds_slot(self, trajectory_id: str) -> bool:
+        """Whether a trajectory holds a slot: it has called a sandbox tool, and was not released."""
+        trajectory = self._trajectories.get(trajectory_id)
+        return trajectory is not None and trajectory.slot is not None
+
     async def quiesce(self, trajectory_id: str) -> int:
         """Kill every process in the trajectory's slot, after its calls; how many there were. No slot: 0.
 

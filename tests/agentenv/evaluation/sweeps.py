@@ -111,7 +111,7 @@ class NumbersSource:
             found, Usage(usage.prompt_tokens, usage.completion_tokens, 0, self.price)
         )
 
-    async def judge(self, task: str, record: TrajectoryRecord) -> Verdict:
+    async def judge(self, task: str, record: TrajectoryRecord, folder: Path | None) -> Verdict:
         if task == "3":
             raise VerifierError("3 cannot be judged")
         return Verdict(0.25, {"judged": "again"})

@@ -119,6 +119,15 @@ def test_verifiers_that_need_the_workspace_keep_their_scores_and_say_so(tmp_path
     assert "18 x verification calls 'terminal' in the workspace, which is gone" in shown
 
 
+def test_after_an_interruption_nobody_waits_for_a_report(tmp_path, capsys):
+    interrupted = {"echo": {"environment": f"{HERE}:InterruptedEnv", "count": 6}}
+    file = write(tmp_path, tasks=interrupted, concurrency=1)
+    assert main(["evaluate", file, "--run-dir", str(tmp_path / "run"), "--plain"]) == 130
+    assert 0 < len(rows(tmp_path / "run")) < 18
+    assert not (tmp_path / "run" / "report.html").exists()
+    assert f"agentenv report {tmp_path / 'run'}" in capsys.readouterr().out.replace("\n", "")
+
+
 def test_the_report_of_a_sweep_is_written_again(tmp_path, capsys):
     run(write(tmp_path), "--run-dir", str(tmp_path / "run"))
     assert main(["report", str(tmp_path / "run")]) == 0

@@ -6,18 +6,20 @@ from typing import Any
 import pytest
 import yaml
 
-from agentenv.atif import read_trajectory
+from agentenv.atif import read_trajectory, to_sequences
 from agentenv.cli.main import main
 from agentenv.errors import ConfigError
 from agentenv.evaluation.reader import SweepReader
 from agentenv.evaluation.runner import Sweep
-from agentenv.evaluation.sources import open_source
+from agentenv.evaluation.sources import check_arms, open_source
 from agentenv.evaluation.spec import AgentSettings, Arm, SweepConfig
 from agentenv.evaluation.store import SweepStore
 from agentenv.evaluation.task_source import TaskDirectorySource, model_agent
-from agentenv.testing import FakePolicy, FakeRequest
+from agentenv.evaluation.trajectories import SweepTrajectories
+from agentenv.testing import FakeEngine, FakePolicy, FakeRequest, running_engine
 from agentenv_environments.task_set.environment import BUNDLED
 from tests.agentenv.evaluation.sweeps import outputs
+from tests.agentenv.fake_env import END, TOKENIZER, call_text
 
 pytestmark = [pytest.mark.sandbox, pytest.mark.slow]
 TASKS: dict[str, Any] = {"directory": BUNDLED, "provider": "local"}
@@ -80,13 +82,53 @@ async def test_a_chat_model_works_on_a_task_and_its_usage_is_counted(tmp_path):
     assert policy.closed
 
 
+async def test_an_engine_with_tokens_works_on_a_task_and_its_exact_tokens_are_kept(tmp_path):
+    def script(request: FakeRequest) -> str:
+        return call_text("pwd") if request.turn == 0 else "I looked around."
+
+    TOKENIZER.save_pretrained(tmp_path / "tokenizer")
+    engine = FakeEngine(script, tokenizer=TOKENIZER, end_ids=END)
+    async with running_engine(engine) as running:
+        server = {
+            "server_type": "vllm",
+            "base_url": running.base_url,
+            "tokenizer_name": str(tmp_path / "tokenizer"),
+        }
+        config = SweepConfig.model_validate(
+            {
+                "tasks": {"bundled": {**TASKS, "count": 1}},
+                "models": {"fake": {"openai": server, "renderer": "qwen3"}},
+                "settings": {"short": {"agent": {"toolsets": ["terminal"]}}},
+                "keep_tokens": True,
+            }
+        )
+        check_arms(config)
+        store = await SweepStore.open(tmp_path / "run", config)
+        await Sweep(config, store).run()
+        await store.close()
+    with SweepReader(tmp_path / "run") as reader, SweepTrajectories(tmp_path / "run") as stored:
+        (sample,) = reader.samples()
+        trajectory = stored.read(sample.row.trajectory_id)
+    assert (sample.row.outcome, sample.row.reward, sample.row.replies) == ("scored", 0.0, 2)
+    (sequence,) = to_sequences(trajectory)
+    sampled = [turn.end - turn.start for turn in sequence.turns]
+    assert [request.prompt_ids for request in engine.requests] == [
+        tuple(sequence.tokens[: turn.start]) for turn in sequence.turns
+    ]
+    assert sum(sampled) == sample.row.output_tokens
+    assert sum(mask != -100 for mask in sequence.masks) == sum(sampled)
+    assert all(value <= 0 for turn in sequence.turns for value in sequence.logprobs[turn.start : turn.end])  # fmt: skip
+    assert trajectory.steps[-1].message == "I looked around."
+
+
 def test_what_cannot_run_task_directories_is_refused():
     def source(**model: Any) -> Any:
         values = {"tasks": {"x": TASKS}, "models": {"m": model}}
         return open_source(SweepConfig.model_validate(values), Arm("x", "m", "default"))
 
-    with pytest.raises(ConfigError, match="task directories are run by chat models here"):
-        source(openai={"server_type": "vllm", "base_url": "http://127.0.0.1:9/v1"})
+    policy = FakePolicy(tokenizer=TOKENIZER)
+    with pytest.raises(ConfigError, match="nothing says what they are made with"):
+        model_agent(policy, AgentSettings(), "m")
     with pytest.raises(ConfigError, match=r"models\.m\.openai"):
         source(openai={"server_typo": "vllm"})
     values = {"tasks": {"x": {"environment": "shell_tasks"}}, "models": {"m": {"agent": "nop"}}}
