@@ -21,7 +21,8 @@ _SFD_CLOEXEC = 0o2000000
 SIGINFO_SIZE = 128
 
 
-def _c_function(name: str) -> Callable[..., int]:
+def c_function(name: str) -> Callable[..., int]:
+    """A function of the C library that takes numbers of at most 31 bits and bytes, and gives such a number."""
     try:
         import _ctypes  # noqa: PLC0415
 
@@ -38,7 +39,7 @@ def _c_function(name: str) -> Callable[..., int]:
 
 def prctl(option: int, value: int) -> None:
     """Set a property of this process. Raises `OSError`."""
-    if _c_function("prctl")(option, value, 0, 0, 0) != 0:
+    if c_function("prctl")(option, value, 0, 0, 0) != 0:
         raise OSError("prctl(%d, %d) failed" % (option, value))
 
 
@@ -48,7 +49,7 @@ def child_signals() -> int:
 
     _signal.pthread_sigmask(_signal.SIG_BLOCK, (SIGCHLD,))
     mask = (1 << (SIGCHLD - 1)).to_bytes(8, "little") + bytes(120)
-    descriptor = _c_function("signalfd")(-1, mask, _SFD_CLOEXEC)
+    descriptor = c_function("signalfd")(-1, mask, _SFD_CLOEXEC)
     if descriptor < 0:
         raise OSError("signalfd failed")
     return descriptor
@@ -84,7 +85,7 @@ def set_capabilities(permitted: int) -> None:
     """Make these the permitted and effective capabilities, none inherited. Raises `OSError`."""
     low, high = permitted & 0xFFFFFFFF, permitted >> 32
     header = struct.pack("=Ii", _CAPABILITY_VERSION, 0)
-    if _c_function("capset")(header, struct.pack("=6I", low, low, 0, high, high, 0)) != 0:
+    if c_function("capset")(header, struct.pack("=6I", low, low, 0, high, high, 0)) != 0:
         raise OSError("capset(%x) failed" % permitted)
 
 

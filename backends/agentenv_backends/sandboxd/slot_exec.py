@@ -32,6 +32,7 @@ _ALLOW_SEALING = 2
 _MAX_WAIT_S = 3600.0
 """A poll takes no more than 24 days; a longer wait is many."""
 _CHILD_OOM_SCORE = 900
+_CHILD_OOM_SCORE_TEXT = b"%d" % _CHILD_OOM_SCORE
 _POLLIN = select.POLLIN
 
 
@@ -42,15 +43,16 @@ class OomScore:
         # Opened now: an init that cannot be inspected cannot open it later either.
         self._file = os.open("/proc/self/oom_score_adj", os.O_RDWR | os.O_CLOEXEC)
         self._own = os.pread(self._file, 16, 0).strip()
+        self._is_lower = int(self._own) < _CHILD_OOM_SCORE
 
     def raise_for_children(self) -> None:
         """What is spawned from now on goes first."""
-        if int(self._own) < _CHILD_OOM_SCORE:
-            os.pwrite(self._file, b"%d" % _CHILD_OOM_SCORE, 0)
+        if self._is_lower:
+            os.pwrite(self._file, _CHILD_OOM_SCORE_TEXT, 0)
 
     def restore(self) -> None:
         """Back to the score this process was given."""
-        if int(self._own) < _CHILD_OOM_SCORE:
+        if self._is_lower:
             os.pwrite(self._file, self._own, 0)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 
-from .lean import SIGKILL, SIGSTOP
+from .lean import SIGKILL, SIGSTOP, c_function
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 _THREADS = 17
 _MANY, _LONGEST_NUMBER = 4096, 32
 """Bytes of a list of children read at once. The kernel gives no part of a number."""
+_P_ALL = 0
+_waitid = c_function("waitid")
 _DEATH_S = 0.001
 """Between two looks at whether the killed are dead."""
 
@@ -27,14 +29,17 @@ def reap(*, block: bool) -> Tuple[List[Tuple[int, int]], bool]:
     Every process of a slot is a child of its init or becomes one when its parent dies, so no child means no process.
     """
     ended: List[Tuple[int, int]] = []
-    while True:
-        try:
-            pid, status = os.waitpid(-1, 0 if block else os.WNOHANG)
-        except ChildProcessError:
-            return ended, True
+    while not is_childless():
+        pid, status = os.waitpid(-1, 0 if block else os.WNOHANG)
         if pid == 0:
             return ended, False
         ended.append((pid, status))
+    return ended, True
+
+
+def is_childless() -> bool:
+    """Whether this process has no child, dead or alive. An exception that says so costs more than the question."""
+    return _waitid(_P_ALL, 0, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) < 0
 
 
 class Processes:

@@ -18,11 +18,13 @@ from .lean import (
     prctl,
     unblock_signals,
 )
+from .slot_processes import is_childless
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Dict, List, NoReturn, Sequence, Tuple, Union
 
+    from .slot_begin import Beginner
     from .slot_exec import OomScore
     from .slot_user import SlotUser
 
@@ -49,13 +51,17 @@ class Spawner:
     def __init__(self, oom_score: OomScore, user: Union[SlotUser, None]) -> None:
         self._oom_score = oom_score
         self._user = user
+        self._failures: Union[_Failures, None] = None
+        self._beginner: Union[Beginner, None] = None
         self._entry: Union[_Entry, None] = None
         self._to_default = _ALL_SIGNALS
         if user is not None:
             default_signals(blocked=_HELD)
             self._to_default = ()
             if not user.is_root:
-                self._entry = _Entry.made(user.uid)
+                self._failures = _Failures()
+                self._beginner = _tried_beginner(user.uid, self._failures)
+                self._entry = _Entry.made(user.uid, self._failures)
 
     def spawn(
         self,
@@ -73,6 +79,9 @@ class Spawner:
         """
         self._oom_score.raise_for_children()
         try:
+            pid = 0 if subreaper else self._begin(path, arguments, env, actions)
+            if pid:
+                return pid
             if subreaper or (self._user is not None and self._entry is None):
                 fork = _Fork(self._user, subreaper=subreaper)
                 return fork.spawn(path, arguments, env, actions)
@@ -92,37 +101,77 @@ class Spawner:
 
     def failure(self, status: int) -> Union[OSError, None]:
         """Why a program with that wait status, the last that was started, did not begin, if it did not."""
-        if self._entry is None or (os.WIFEXITED(status) and os.WEXITSTATUS(status) != _NOT_BEGUN):
+        if self._failures is None:
             return None
-        return self._entry.failure()
+        if os.WIFEXITED(status) and os.WEXITSTATUS(status) != _NOT_BEGUN:
+            return None
+        return self._failures.last()
+
+    def _begin(
+        self, path: str, arguments: Arguments, env: Dict[str, str], actions: FileActions
+    ) -> int:
+        """0: it has to be started in another way."""
+        # Every process of the user is a child of this one or becomes one when its parent dies.
+        if self._beginner is None or not is_childless():
+            return 0
+        return self._beginner.begin(path, arguments, env, actions)
+
+
+class _Failures:
+    """A pipe on which a program that does not begin says why."""
+
+    def __init__(self) -> None:
+        self._reading, self.writing = os.pipe()
+        os.set_blocking(self._reading, False)
+
+    def last(self) -> Union[OSError, None]:
+        """What the last one said before it ended, if it said something."""
+        try:
+            number = -int.from_bytes(os.read(self._reading, 8), "little", signed=True)
+        except BlockingIOError:
+            return None
+        return OSError(number, os.strerror(number))
+
+    def of_trial(self, pid: int) -> bool:
+        """Whether the process that was to become nothing has got so far as to try. Waits for its end."""
+        _, status = os.waitpid(pid, 0)
+        failure = self.last()
+        return os.WIFEXITED(status) and failure is not None and failure.errno == errno.ENOTDIR
+
+
+def _tried_beginner(uid: int, failures: _Failures) -> Union[Beginner, None]:
+    """None where it does not work."""
+    from .slot_begin import Beginner  # noqa: PLC0415 - few slots need it
+
+    try:
+        beginner = Beginner(uid, failures.writing)
+        pid = beginner.begin(_NOWHERE, ["-"], {}, [])
+    except OSError:
+        return None
+    return beginner if pid and failures.of_trial(pid) else None
 
 
 class _Entry:
     """Does what `_Fork` does for commands of a user, in half the time, by way of an entry program."""
 
-    def __init__(self, uid: int) -> None:
+    def __init__(self, uid: int, failures: _Failures) -> None:
         from .slot_entry import FAILURES  # noqa: PLC0415 - few slots need it
 
         self._uid = uid
         self._programs: Dict[str, str] = {}
         """Names of the programs, by what they become."""
-        self._reading, writing = os.pipe()
-        os.set_blocking(self._reading, False)
-        self.failures = (os.POSIX_SPAWN_DUP2, writing, FAILURES)
+        self.failures = (os.POSIX_SPAWN_DUP2, failures.writing, FAILURES)
         """Has a program that does not begin say why."""
 
     @classmethod
-    def made(cls, uid: int) -> Union[_Entry, None]:
+    def made(cls, uid: int, failures: _Failures) -> Union[_Entry, None]:
         """None where the system does not let such a program begin, or become another user."""
         try:
-            entry = cls(uid)
+            entry = cls(uid, failures)
             pid = os.posix_spawn(entry.to(_NOWHERE), ["-"], {}, file_actions=[entry.failures])
         except OSError:
             return None
-        _, status = os.waitpid(pid, 0)
-        failure = entry.failure()
-        works = os.WIFEXITED(status) and failure is not None and failure.errno == errno.ENOTDIR
-        return entry if works else None
+        return entry if failures.of_trial(pid) else None
 
     def to(self, path: str) -> str:
         """What to start in order to become the program at `path`. Raises `OSError`."""
@@ -131,14 +180,6 @@ class _Entry:
 
             self._programs[path] = "/proc/self/fd/%d" % open_entry_program(self._uid, path)
         return self._programs[path]
-
-    def failure(self) -> Union[OSError, None]:
-        """What the last one said before it ended, if it said something."""
-        try:
-            number = -int.from_bytes(os.read(self._reading, 8), "little", signed=True)
-        except BlockingIOError:
-            return None
-        return OSError(number, os.strerror(number))
 
 
 class _Fork:

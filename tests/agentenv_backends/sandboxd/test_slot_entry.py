@@ -85,7 +85,7 @@ def test_it_is_a_file_that_a_kernel_loads(machine: str, number: int) -> None:
 @pytest.mark.parametrize("machine", [os.uname().machine, "another"])
 def test_commands_of_a_user_begin_with_and_without_it(machine: str) -> None:
     source = f"""
-    import os, signal, sys
+    import _ctypes, os, signal, sys  # an interpreter may lie where only root can read
     sys.path.insert(0, {str(BACKENDS)!r})
     from agentenv_backends.sandboxd import slot_exec, slot_spawn, slot_user
 
