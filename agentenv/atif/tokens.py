@@ -12,7 +12,6 @@ import struct
 from dataclasses import astuple, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import zstandard
 
 from agentenv.tokens.base import IGNORE_TOKEN, MASKED_LOGPROB, TokenSequence, Turn
@@ -65,16 +64,14 @@ def pack_sequences(sequences: Sequence[TokenSequence]) -> bytes:
         {"tokens": len(sequence.tokens), "turns": [astuple(t) for t in by_place.get(place, ())]}
         for place, sequence in enumerate(sequences, 1)
     ]
-    ids = [np.asarray(sequence.tokens, dtype="<i4") for sequence in sequences]
+    ids = [_packed("i", sequence.tokens) for sequence in sequences]
     logprobs = [
-        np.asarray(sequence.logprobs[turn.start : turn.end], dtype="<f8")
+        _packed("d", sequence.logprobs[turn.start : turn.end])
         for place, sequence in enumerate(sequences, 1)
         for turn in by_place.get(place, ())
     ]
     text = json.dumps(head).encode()
-    packed = b"".join(
-        [_LENGTH.pack(len(text)), text, *(part.tobytes() for part in (*ids, *logprobs))]
-    )
+    packed = b"".join([_LENGTH.pack(len(text)), text, *ids, *logprobs])
     return zstandard.compress(packed, 3)
 
 
@@ -89,10 +86,15 @@ def unpack_sequences(packed: bytes) -> list[TokenSequence]:
         raise ValueError(f"these are no packed sequences: {error}") from error
 
 
+def _packed(kind: str, numbers: Sequence[float]) -> bytes:
+    return struct.pack(f"<{len(numbers)}{kind}", *numbers)
+
+
 def _unpacked(head: list[dict[str, Any]], body: memoryview) -> list[TokenSequence]:
-    at = sum(entry["tokens"] for entry in head) * 4
-    ids = np.frombuffer(body[:at], dtype="<i4").tolist()
-    logprobs = np.frombuffer(body[at:], dtype="<f8").tolist()
+    count = sum(entry["tokens"] for entry in head)
+    ids = list(struct.unpack_from(f"<{count}i", body))
+    sampled = body[4 * count :]
+    logprobs = struct.unpack(f"<{len(sampled) // 8}d", sampled)
     sequences: list[TokenSequence] = []
     token_at = logprob_at = 0
     for entry in head:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from agentenv.atif.recording import recorded
 from agentenv.cli.event_loop import run_to_the_end
 from agentenv.cli.settings import Settings
 from agentenv.cli.watch import watching_env
@@ -23,12 +22,14 @@ from agentenv.rollout import finish
 from agentenv.run.directory import GROUPS_FILE, RunDirectory
 from agentenv.run.panels import printable, summary_table
 from agentenv.run.progress import PlainProgress, QuietProgress, open_progress
-from agentenv.run.report import read_config, write_report
 from agentenv.run.token_texts import tokenizer_texts
 
 if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+
     from rich.console import Console
 
+    from agentenv.atif.store import TrajectoryLog
     from agentenv.env import AgentEnv
 
 logger = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ async def _process(
     directory = await RunDirectory.open(options.run_dir or run_dir_for(env))
     try:
         await _write_config(directory, env_class, settings)
-        async with recorded(env, directory.path, default=True):
+        async with _recorded(env, directory.path, default=True):
             status = await _collect(env, directory, options, console)
     finally:
         await directory.close()
@@ -86,7 +87,7 @@ async def _serve(
         await _write_config(directory, env_class, settings)
         display = PlainProgress(console, None) if options.plain else open_progress(console, None)
         with display as progress:
-            async with recorded(env, directory.path, default=False):
+            async with _recorded(env, directory.path, default=False):
                 await _feed(env, directory, progress)
         paths = {"run directory": str(directory.path)}
         console.print(summary_table(progress.counters, paths))
@@ -113,7 +114,7 @@ async def serve_quietly(env: AgentEnv[Any]) -> None:
     directory = await RunDirectory.open(run_dir_for(env), extend=True)
     try:
         await _write_config(directory, type(env), Settings(env.config, env.server_configs))
-        async with recorded(env, directory.path, default=False):
+        async with _recorded(env, directory.path, default=False):
             await _feed(env, directory, QuietProgress())
     finally:
         await directory.close()
@@ -126,7 +127,7 @@ async def process_quietly(env: AgentEnv[Any]) -> None:
     try:
         await _write_config(directory, type(env), Settings(env.config, env.server_configs))
         try:
-            async with recorded(env, directory.path, default=True):
+            async with _recorded(env, directory.path, default=True):
                 await process(env, directory=directory, progress=progress)
         finally:
             await directory.write_summary(progress.counters.summary())
@@ -170,9 +171,13 @@ async def _collect(
 
 
 async def _report(run_dir: Path, tokenizer_name: str | None) -> Path:
-    return await asyncio.to_thread(
-        lambda: write_report(run_dir, token_texts=tokenizer_texts(tokenizer_name))
-    )
+    return await asyncio.to_thread(_write_report, run_dir, tokenizer_name)
+
+
+def _write_report(run_dir: Path, tokenizer_name: str | None) -> Path:
+    from agentenv.run.report import write_report  # noqa: PLC0415 - not needed by other commands
+
+    return write_report(run_dir, token_texts=tokenizer_texts(tokenizer_name))
 
 
 def run_evaluate(env_class: type[AgentEnv[Any]], settings: Settings, console: Console) -> int:
@@ -190,7 +195,7 @@ def run_evaluate(env_class: type[AgentEnv[Any]], settings: Settings, console: Co
 
 
 async def _evaluate(env: AgentEnv[Any], console: Console) -> dict[str, Any]:
-    async with recorded(env, run_dir_for(env), default=True) as log:
+    async with _recorded(env, run_dir_for(env), default=True) as log:
         metrics = await _evaluated(env)
     if log is not None and log.written:
         console.print(f"{log.written} trajectories: {log.path}", markup=False, soft_wrap=True)
@@ -215,16 +220,20 @@ async def _evaluated(env: AgentEnv[Any]) -> dict[str, Any]:
 
 def run_report(run_dir: Path, console: Console) -> int:
     """Write `report.html` again, from what the run directory holds."""
-    console.print(
-        str(write_report(run_dir, token_texts=tokenizer_texts(_tokenizer_of(run_dir)))),
-        markup=False,
-    )
+    from agentenv.run.report import read_config  # noqa: PLC0415 - not needed by other commands
+
+    name = read_config(run_dir).get("env", {}).get("tokenizer_name")
+    report = _write_report(run_dir, name if isinstance(name, str) else None)
+    console.print(str(report), markup=False)
     return OK
 
 
-def _tokenizer_of(run_dir: Path) -> str | None:
-    name = read_config(run_dir).get("env", {}).get("tokenizer_name")
-    return name if isinstance(name, str) else None
+def _recorded(
+    env: AgentEnv[Any], run_dir: Path, *, default: bool
+) -> AbstractAsyncContextManager[TrajectoryLog | None]:
+    from agentenv.atif.recording import recorded  # noqa: PLC0415 - not needed by other commands
+
+    return recorded(env, run_dir, default=default)
 
 
 def build_environment(env_class: type[AgentEnv[Any]], settings: Settings) -> AgentEnv[Any]:

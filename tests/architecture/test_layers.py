@@ -1,8 +1,6 @@
 """Imports go one way: backends <- tools <- agentenv <- environments."""
 
 import ast
-import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -50,25 +48,3 @@ def test_the_four_source_roots_hold_one_package_each():
         assert not (ROOT / folder / "__init__.py").exists()
         packages = [p.name for p in (ROOT / folder).iterdir() if (p / "py.typed").exists()]
         assert packages == [f"agentenv_{folder}"]
-
-
-def test_importing_the_framework_loads_no_model_library_and_no_extra():
-    """They take seconds and a hundred megabytes, which a command or a server that needs none should not pay."""
-    dear = [
-        "transformers",
-        "renderers",
-        "torch",
-        "trl",
-        "wandb",
-        "aiodocker",
-        "mcp",
-        "modal",
-        "matplotlib",
-        "pydantic_ai",
-        "boto3",
-    ]
-    program = (
-        f"import sys, json, agentenv; print(json.dumps([m for m in {dear} if m in sys.modules]))"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
-    assert json.loads(done.stdout) == []

@@ -17,14 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agentenv import AgentEnv, AgentEnvConfig, APIServerConfig, ToolCall
-from agentenv.evaluation.reader import SweepReader
 from agentenv.evaluation.runner import Sweep
 from agentenv.evaluation.samples import SampleSpent, ended_sample
 from agentenv.evaluation.schema import TaskEntry
 from agentenv.evaluation.sources import EnvironmentSource, SampleResult
 from agentenv.evaluation.spec import SampleKey, SweepConfig
 from agentenv.evaluation.store import SweepStore
-from agentenv.evaluation.summary import summarise
 from agentenv.outcomes import Outcome, StopReason
 from agentenv.rollout import RolloutRecord
 from agentenv.runtime import EnvRuntime
@@ -76,7 +74,17 @@ class _Answers:
 class _Numbers(AgentEnv[AgentEnvConfig]):
     """Tasks are numbers; with a sandbox each begins with one command in it."""
 
-    in_sandbox = False
+    def __init__(self, backend: Backend, *, in_sandbox: bool) -> None:
+        self.backend = backend
+        self.in_sandbox = in_sandbox
+        config = AgentEnvConfig(enabled_toolsets=["terminal"])
+        super().__init__(config, [APIServerConfig(base_url="http://127.0.0.1:9/v1")])
+
+    def build_runtime(self) -> EnvRuntime:
+        """With a policy that no server stands behind."""
+        return EnvRuntime(
+            self.config, self.server_configs, self.tools, backend=self.backend, policy=_Answers()
+        )
 
     async def setup_agent_env(self) -> None:
         """Begin with the first."""
@@ -103,16 +111,6 @@ class _Numbers(AgentEnv[AgentEnvConfig]):
     async def score_trajectory(self, item: Item, final_response: str) -> float:
         """By comparing."""
         return float(final_response == "right")
-
-
-def _environment(slots: int, sandbox: str | None) -> _Numbers:
-    config = AgentEnvConfig(enabled_toolsets=["terminal"])
-    servers = [APIServerConfig(base_url="http://127.0.0.1:9/v1")]
-    env = _Numbers(config, servers)
-    backend = _backend(slots, sandbox)
-    env.runtime = EnvRuntime(config, servers, env.tools, backend=backend, policy=_Answers())
-    env.in_sandbox = sandbox is not None
-    return env
 
 
 def _backend(slots: int, sandbox: str | None) -> Backend:
@@ -143,7 +141,9 @@ async def sweep(
 
     def source(config: SweepConfig, arm: object) -> EnvironmentSource:
         return EnvironmentSource(
-            lambda: _environment(concurrency, sandbox), count=samples, concurrency=concurrency
+            lambda: _Numbers(_backend(concurrency, sandbox), in_sandbox=sandbox is not None),
+            count=samples,
+            concurrency=concurrency,
         )
 
     running = Sweep(config, store, source=source)
@@ -192,6 +192,9 @@ def _record() -> RolloutRecord:
 
 def read(folder: Path) -> dict[str, Any]:
     """Open it and summarise every sample: scores with intervals, tokens, latencies."""
+    from agentenv.evaluation.reader import SweepReader
+    from agentenv.evaluation.summary import summarise
+
     began = time.perf_counter()
     with SweepReader(folder) as reader:
         (summary,) = summarise(reader)

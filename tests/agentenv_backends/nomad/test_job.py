@@ -37,6 +37,7 @@ def task_of(job):
         ({"purge_job_on_shutdown": False}, "without job_id no later run could find the job"),
         ({"client_cert": "cert.pem"}, "client_cert and client_key go together"),
         ({"job_id": "two words"}, r"backend\.job_id = 'two words'"),
+        ({"job_id": 101 * "j"}, r"backend\.job_id = .*at most 100 characters"),
         ({"datacenters": ()}, r"backend\.datacenters"),
     ],
 )
