@@ -1,6 +1,7 @@
 import gzip
 import json
 import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -221,15 +222,19 @@ def long_rows(count: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "group",
+    "make",
     [
-        long_rows(1_000),
-        make_group(rows=1, tokens=200_000),
-        make_group(messages=[[{"role": "x", "content": "y"}] * 3_000]),
-        {"tokens": [[1]], "masks": [[1]], "scores": [0.0], **{f"key{n}": 0 for n in range(2_000)}},
+        lambda: long_rows(1_000),
+        lambda: make_group(rows=1, tokens=200_000),
+        lambda: make_group(messages=[[{"role": "x", "content": "y"}] * 3_000]),
+        lambda: long_rows(1) | {f"key{number}": 0 for number in range(2_000)},
     ],
+    ids=["rows", "tokens", "messages", "keys"],
 )
-def test_what_would_keep_the_event_loop_waiting_is_not_read_at_once(group: dict[str, Any]):
+def test_what_would_keep_the_event_loop_waiting_is_not_read_at_once(
+    make: Callable[[], dict[str, Any]],
+):
+    group = make()
     assert at_once(json.dumps(group).encode()) is None
     assert at_once(json.dumps([group]).encode(), many=True) is None
 
