@@ -14,6 +14,7 @@ from agentenv_backends.errors import BackendConfigError
 from agentenv_backends.requests import ExecRequest
 from agentenv_backends.results import ExecResult
 from tests.docker_engine import DOCKER, backend_param
+from tests.modal_service import MODAL
 
 FOLDERS = ("/logs/agent", "/tests")
 OWN = {"folders": FOLDERS, "variables": {"COLOUR": "red", "HOME": "/tests"}}
@@ -28,6 +29,7 @@ PLAIN = ALONE | {"read_only_root": False, "workspace": None}
         pytest.param(ALONE, id="docker", marks=pytest.mark.docker),
         pytest.param(ROOT, id="docker-root", marks=pytest.mark.docker),
         pytest.param(PLAIN, id="docker-plain", marks=pytest.mark.docker),
+        pytest.param(MODAL | OWN | {"slots": 1}, id="modal", marks=pytest.mark.sandbox),
     ]
 )
 def settings(request: pytest.FixtureRequest) -> dict[str, Any]:
@@ -102,8 +104,19 @@ async def test_an_images_own_directory_and_variables_are_the_slots(tmp_path):
         ({"type": "docker", "folders": ["/x"]}, "need slots 1"),
         ({"type": "docker", "slots": 1, "workspace": None}, "read_only_root"),
         ({"type": "docker", "slots": 1, "workspace": "app"}, "absolute path"),
+        ({"type": "docker", "root_disk_mb": 5}, "root_disk_mb .* read_only_root"),
+        ({"type": "modal", "folders": ["/x"]}, "need slots 1"),
+        ({"type": "modal", "workspace": None}, "need slots 1"),
+        ({"type": "modal", "slots": 1, "workspace": "app"}, "absolute path"),
+        ({"type": "modal", "build_context": "x"}, "which dockerfile"),
+        ({"type": "modal", "network_allow_list": ["a.b"]}, "allow_network is false"),
+        ({"type": "nomad", "slots": 1, "folders": ["/x"]}, "set it to false"),
+        ({"type": "nomad", "read_only_root": False}, "needs slots 1"),
+        ({"type": "nomad", "slots": 1, "workspace": "/app"}, "needs read_only_root false"),
+        ({"type": "nomad", "driver": "exec", "image_variables": True}, "docker and podman"),
+        ({"type": "nomad", "driver": "exec", "isolation": "user", "folders": ["/x"]}, "folders need slots 1"),
     ],
-)
+)  # fmt: skip
 def test_what_cannot_be_given_is_refused(values, told):
     with pytest.raises(BackendConfigError, match=told):
         parse_backend_config(values)

@@ -22,7 +22,7 @@ from agentenv_tools._recordings import RecordingBook
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from agentenv_backends.base import Backend, Slot, Snapshot
+    from agentenv_backends.base import Backend, Capabilities, Slot, Snapshot
     from agentenv_backends.requests import Request
     from agentenv_backends.results import Result
     from agentenv_tools._trajectory import Trajectory
@@ -55,6 +55,11 @@ class SlotKeeper:
         self._counters = counters
         self._departures = Departures(config.max_batch_size, counters)
         self._checked = False
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the backend offers, once it is started."""
+        return self._backend.capabilities
 
     def check_capabilities(self) -> None:
         """Raise `CapabilityError` unless the backend offers what the configuration and the tools require."""

@@ -35,7 +35,7 @@ from agentenv_tools.stats import CallError, Counters
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from agentenv_backends.base import Backend, Snapshot
+    from agentenv_backends.base import Backend, Capabilities, Snapshot
     from agentenv_backends.requests import Request
     from agentenv_backends.results import Recording, Result
     from agentenv_tools.base import Tool
@@ -103,6 +103,11 @@ class ToolExecutor:
         self._closed = False
 
     # ---- life ----
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the backend offers, once it is started."""
+        return self._slots.capabilities
 
     async def start(self) -> None:
         """Check that the started backend offers what configuration and tools require; connect to external tools.

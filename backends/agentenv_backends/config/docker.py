@@ -76,6 +76,11 @@ class DockerConfig(PoolConfig, SlotSurroundings):
     image_variables: bool = False
     """Commands get the environment variables of the image too, and not only its PATH."""
 
+    root_disk_mb: int | None = Field(default=None, ge=1)
+    """With `read_only_root` false: how much a container may write outside of its memory, where the engine's storage
+    can hold it to that (overlay2 on xfs with pquota, btrfs, zfs); elsewhere it starts without, unless `require_limits`
+    names `disk`. None: not limited."""
+
     memory_mb: int = Field(default=512, ge=64)
     """Memory of the processes of a slot; files in its workspace and `/tmp` come on top."""
 
@@ -137,6 +142,15 @@ class DockerConfig(PoolConfig, SlotSurroundings):
             )
         if self.workspace is not None:
             SlotSurroundings(folders=(self.workspace,))
+        return self
+
+    @model_validator(mode="after")
+    def _check_root_disk(self) -> Self:
+        if self.root_disk_mb is not None and self.read_only_root:
+            raise ValueError(
+                "root_disk_mb is the size of what is written to a root file system, which read_only_root true does "
+                "not let: leave out one of them"
+            )
         return self
 
     @model_validator(mode="after")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path  # noqa: TC003 - pydantic reads it
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, SecretStr, StringConstraints, ValidationError, model_validator
 
+from agentenv_backends._workspaces import DEFAULT_WORKSPACE
 from agentenv_backends.config.pool import PoolConfig, needs_extra
+from agentenv_backends.config.surroundings import SlotSurroundings
 
 if TYPE_CHECKING:
     from agentenv_backends.pool import SlotPool
@@ -22,7 +25,7 @@ _PING_INTERVAL_S = 2.0
 """How soon a sandbox that is gone is noticed. A check costs the worker a call, the control plane none."""
 
 
-class ModalConfig(PoolConfig):
+class ModalConfig(PoolConfig, SlotSurroundings):
     """Sandboxes of Modal; each holds `slots` slots. Token and address of the service are taken from where its own
     client finds them: `modal token new`, or MODAL_TOKEN_ID, MODAL_TOKEN_SECRET and MODAL_SERVER_URL.
     """
@@ -39,6 +42,12 @@ class ModalConfig(PoolConfig):
     image: str = Field(default="python:3.12-slim", min_length=1)
     """A registry's image, or the id (`im-...`) of one that was built with Modal. It needs python3 (3.8 or newer)
     and sh."""
+
+    dockerfile: Path | None = None
+    """Have Modal build the image from this file instead; not again while it and what it needs stay the same."""
+
+    build_context: Path | None = None
+    """Folder whose files the Dockerfile may copy (without those in its `.dockerignore`); they are uploaded."""
 
     build_timeout_s: float = Field(default=1800.0, gt=0)
     """How long pulling the image, or building it, may take."""
@@ -91,6 +100,15 @@ class ModalConfig(PoolConfig):
 
     workspace_base: Annotated[str, StringConstraints(pattern=r"^(/[a-zA-Z0-9._-]+)+$")] = "/data"
     """Folder of the sandbox in which slots have theirs."""
+
+    workspace: str | None = DEFAULT_WORKSPACE
+    """Where a slot that has its sandbox to itself works. None: in the image's own working directory, with what lies
+    there. (An image that names none, or `/`, gives `/workspace`.) With another than `/workspace`, or with `folders`,
+    every trajectory gets a fresh sandbox; both need `slots` 1."""
+
+    network_allow_list: tuple[str, ...] = ()
+    """What commands may reach, and nothing else, when `allow_network` is true: `example.org`, `*.example.org` (which
+    Modal takes for `example.org` too), addresses and networks such as `10.0.0.0/8`. Modal enforces it."""
 
     run_as_root: bool = False
     """Commands run as root of the sandbox. Every trajectory gets a fresh sandbox; needs `slots` 1."""
@@ -150,6 +168,24 @@ class ModalConfig(PoolConfig):
         return self
 
     @model_validator(mode="after")
+    def _check_surroundings(self) -> Self:
+        if self.slots != 1 and (self.folders or self.workspace != DEFAULT_WORKSPACE):
+            raise ValueError(
+                f"folders and workspace need slots 1, and slots is {self.slots}: slots that share a sandbox cannot "
+                "have the same path each"
+            )
+        if self.workspace is not None:
+            SlotSurroundings(folders=(self.workspace,))
+        if self.build_context is not None and self.dockerfile is None:
+            raise ValueError("build_context is for building: say which dockerfile")
+        if self.network_allow_list and not self.allow_network:
+            raise ValueError(
+                "network_allow_list names what commands may reach while allow_network is false: set it to true, or "
+                "leave out network_allow_list"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_profiles(self) -> Self:
         for name, changes in self.profiles.items():
             if name == DEFAULT_PROFILE:
@@ -177,8 +213,8 @@ class ModalConfig(PoolConfig):
 
     @property
     def single_use_hosts(self) -> bool:
-        """What root may write goes with its sandbox."""
-        return self.run_as_root
+        """What a trajectory may write outside the folders that are emptied after it goes with its sandbox."""
+        return self.run_as_root or bool(self.folders) or self.workspace != DEFAULT_WORKSPACE
 
     @property
     def prepare_timeout_s(self) -> float:

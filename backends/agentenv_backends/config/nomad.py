@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, StringConstraints, model_validator
 
+from agentenv_backends._workspaces import DEFAULT_WORKSPACE
 from agentenv_backends.config.pool import PoolConfig
+from agentenv_backends.config.surroundings import SlotSurroundings
 
 if TYPE_CHECKING:
     from agentenv_backends.pool import SlotPool
@@ -30,7 +32,7 @@ class NomadConstraint(BaseModel):
     """With what."""
 
 
-class NomadConfig(PoolConfig):
+class NomadConfig(PoolConfig, SlotSurroundings):
     """Allocations of a job in a Nomad cluster; each holds `slots` slots."""
 
     type: Literal["nomad"] = "nomad"
@@ -117,6 +119,18 @@ class NomadConfig(PoolConfig):
     scale_cooldown_s: float = Field(default=10.0, ge=0)
     """How long there must have been more hosts than are needed before the job is scaled down."""
 
+    read_only_root: bool = True
+    """For `docker` and `podman`: nothing of a container can be written but its slots' own folders. With false, every
+    trajectory gets a fresh host in which whatever the image lets its users write can be written, on its node's disk;
+    needs `slots` 1."""
+
+    workspace: str | None = DEFAULT_WORKSPACE
+    """With `read_only_root` false: where the slot works. None: in the image's own working directory, with what lies
+    there. (An image that names none, or `/`, gives `/workspace`.)"""
+
+    image_variables: bool = False
+    """For `docker` and `podman`: commands get the environment variables of the image too, and not only its PATH."""
+
     # --- slots -------------------------------------------------------------------------------------
 
     slots: int = Field(default=10, ge=1, le=256)
@@ -170,6 +184,33 @@ class NomadConfig(PoolConfig):
         return self
 
     @model_validator(mode="after")
+    def _check_surroundings(self) -> Self:
+        if self.in_container and self.folders and self.read_only_root:
+            raise ValueError(
+                "folders cannot be made in a container while read_only_root is true: set it to false"
+            )
+        if not self.in_container and (not self.read_only_root or self.image_variables):
+            raise ValueError(
+                f"read_only_root and image_variables are for the drivers docker and podman, and driver is {self.driver}"
+            )
+        if self.read_only_root and self.workspace != DEFAULT_WORKSPACE:
+            raise ValueError(
+                f"workspace is {self.workspace!r}, which needs read_only_root false and slots 1"
+            )
+        if not self.read_only_root and self.slots != 1:
+            raise ValueError(
+                f"read_only_root false needs slots 1, and slots is {self.slots}: slots that share a container must "
+                "have nothing else in common that they can write"
+            )
+        if self.folders and self.slots != 1 and self.slots_isolation != "bubblewrap":
+            raise ValueError(
+                f"folders need slots 1 with isolation {self.slots_isolation}, and slots is {self.slots}"
+            )
+        if self.workspace is not None:
+            SlotSurroundings(folders=(self.workspace,))
+        return self
+
+    @model_validator(mode="after")
     def _check_what_stays(self) -> Self:
         if not self.purge_job_on_shutdown and self.job_id is None:
             raise ValueError(
@@ -182,6 +223,11 @@ class NomadConfig(PoolConfig):
         if (self.client_cert is None) != (self.client_key is None):
             raise ValueError("client_cert and client_key go together: give both or neither")
         return self
+
+    @property
+    def single_use_hosts(self) -> bool:
+        """What a trajectory may write outside its folders goes with its host."""
+        return not self.read_only_root
 
     @property
     def prepare_timeout_s(self) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from agentenv_backends._workspaces import DEFAULT_WORKSPACE
 from agentenv_backends.docker.boot import IMAGES_PYTHON, boot_command
 from agentenv_backends.docker.egress import PROXY_URL
 from agentenv_backends.sandboxd import names
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 CAPABILITIES = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "KILL", "SETGID", "SETUID")
 """What the server needs to give each slot a user, folders of its own, and an end."""
-DEFAULT_WORKSPACE = "/workspace"
 NO_LIBRARIES_OF_THE_IMAGE = ("LD_PRELOAD=", "LD_LIBRARY_PATH=", "LD_AUDIT=")
 """For a server whose Python was brought along: what the image says of its own libraries is not for ours."""
 _SERVER_MB = 64
@@ -138,6 +138,7 @@ def _host_config(config: DockerConfig) -> dict[str, Any]:
             {"Name": "core", "Soft": 0, "Hard": 0},
         ],
         "Tmpfs": _tmpfs(config),
+        **_quota(config.root_disk_mb),
         **_cpu(config.cpus),
         **_ipc(config),
     }
@@ -170,6 +171,10 @@ def _tmpfs(config: DockerConfig) -> dict[str, str]:
         inodes = size_mb * _INODES_PER_MB
         mounts[path] = f"exec,nosuid,nodev,mode=0700,size={size_mb}m,nr_inodes={inodes}"
     return mounts
+
+
+def _quota(root_disk_mb: int | None) -> dict[str, Any]:
+    return {} if root_disk_mb is None else {"StorageOpt": {"size": f"{root_disk_mb}m"}}
 
 
 def _cpu(cpus: float | None) -> dict[str, int]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os.path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import SecretStr
 
+from agentenv_backends._workspaces import workspace_of
 from agentenv_backends.base import Capabilities
-from agentenv_backends.docker.containers import DEFAULT_WORKSPACE
 from agentenv_backends.errors import BackendUnavailableError, CapabilityError
 
 if TYPE_CHECKING:
@@ -18,10 +17,9 @@ if TYPE_CHECKING:
     from agentenv_backends.sandboxd.settings import HostFacts
 
 _LEAST_API = (1, 40)
-_NO_WORKSPACES = frozenset(
-    ("bin", "dev", "etc", "lib", "lib64", "proc", "sbin", "sys", "tmp", "usr")
-)
 _ABSENT = ("exec python3 failed", '"python3": executable file not found')
+_ON_XFS = ["Backing Filesystem", "xfs"]
+_NO_QUOTAS = ("--storage-opt is", "storage-opt size", "doesn't support storage-opt", "storage opt")
 _NO_SHELL = "no bash and no /bin/sh in the slot"
 _NO_PYTHON = (
     *_ABSENT,
@@ -63,24 +61,12 @@ def as_the_image_says(config: DockerConfig, image: Mapping[str, Any]) -> DockerC
     described = image.get("Config") or {}
     changes: dict[str, Any] = {}
     if config.workspace is None:
-        changes["workspace"] = _workspace_of(described.get("WorkingDir") or "/")
+        changes["workspace"] = workspace_of(described.get("WorkingDir") or "/")
     if config.image_variables:
         pairs = (text.partition("=") for text in described.get("Env") or ())
         own = {name: SecretStr(value) for name, _, value in pairs}
         changes["variables"] = {**own, **config.variables}
     return config.model_copy(update=changes)
-
-
-def _workspace_of(working_dir: str) -> str:
-    path = os.path.normpath(working_dir)
-    if path.lstrip("/") == "":
-        return DEFAULT_WORKSPACE
-    if path.split("/")[1] in _NO_WORKSPACES:
-        raise BackendUnavailableError(
-            f"the image's working directory {path} belongs to the system and cannot be a workspace: say which folder "
-            "is to be one with `workspace`, or set WORKDIR in its Dockerfile"
-        )
-    return path
 
 
 def missing_protections(info: Mapping[str, Any]) -> list[str]:
@@ -98,7 +84,8 @@ def gives_up(config: DockerConfig, facts: HostFacts) -> list[str]:
     """What containers of this configuration do not protect, a sentence each."""
     lost = {
         "There is no /dev/shm in a container that slots share.": config.slots > 1,
-        "Files outside the workspace are limited by the engine's disk alone.": not config.read_only_root,
+        "Files outside the workspace are limited by the engine's disk alone.": not config.read_only_root
+        and config.root_disk_mb is None,
         f"Commands reach whatever the network {config.network_mode} reaches.": config.open_network,
     }
     return [*facts.gives_up, *(sentence for sentence, holds in lost.items() if holds)]
@@ -120,7 +107,7 @@ def capabilities(config: DockerConfig, info: Mapping[str, Any], facts: HostFacts
         network_control=True,
         memory_limit=alone and bool(info.get("MemoryLimit")),
         process_limit=bool(info.get("PidsLimit") if alone else facts.process_limit),
-        disk_limit=config.read_only_root,
+        disk_limit=config.read_only_root or config.root_disk_mb is not None,
         stateful_terminals=bool(facts.bash),
         tmux=bool(facts.tmux),
         snapshot=True,
@@ -129,9 +116,21 @@ def capabilities(config: DockerConfig, info: Mapping[str, Any], facts: HostFacts
     if lacking := offered.lacking(config.require_limits):
         raise CapabilityError(
             f"require_limits: {', '.join(lacking)} cannot be limited for each slot here; with slots: 1 and "
-            "read_only_root: true, the container's own limits are the slot's"
+            "read_only_root: true (or root_disk_mb, where the engine's storage has quotas), the container's own limits "
+            "are the slot's"
         )
     return offered
+
+
+def may_have_quotas(info: Mapping[str, Any]) -> bool:
+    """Whether this engine's storage may be able to limit what a container writes; it says so when it is not."""
+    driver, status = info.get("Driver"), info.get("DriverStatus") or ()
+    return driver in ("btrfs", "zfs") or (driver == "overlay2" and _ON_XFS in status)
+
+
+def lacks_quotas(reason: str) -> bool:
+    """Whether an engine refused a container because its storage cannot limit its size."""
+    return any(sign in reason for sign in _NO_QUOTAS)
 
 
 def lacks_python(reason: str) -> bool:

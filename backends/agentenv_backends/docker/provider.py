@@ -90,7 +90,10 @@ class DockerProvider:
                 self._ground = _Ground(
                     image["Id"], examination.maps_users(info), await engine.clock_offset_s()
                 )
+                if not examination.may_have_quotas(info):
+                    self._give_up_quotas(str(info.get("Driver")))
                 host = await self._try_out(engine, image)
+                config = self._config
         except (EngineError, HostStartError) as error:
             raise BackendUnavailableError(f"the docker backend cannot work: {error}") from error
         await host.close()
@@ -104,7 +107,23 @@ class DockerProvider:
         return examination.capabilities(config, info, host.facts)
 
     async def _try_out(self, engine: Engine, image: Mapping[str, Any]) -> HostConnection:
-        """The first host, by the image's Python or by ours."""
+        """The first host, with a size where its engine can give it one."""
+        try:
+            return await self._try_pythons(engine, image)
+        except HostStartError as error:
+            if self._config.root_disk_mb is None or not examination.lacks_quotas(str(error)):
+                raise
+            self._give_up_quotas(str(error))
+        return await self._try_pythons(engine, image)
+
+    def _give_up_quotas(self, reason: str) -> None:
+        if self._config.root_disk_mb is None:
+            return
+        _log.info("root_disk_mb is not in force, the engine's storage has no quotas: %s", reason)
+        self._config = self._config.model_copy(update={"root_disk_mb": None})
+
+    async def _try_pythons(self, engine: Engine, image: Mapping[str, Any]) -> HostConnection:
+        """A host by the image's Python or by ours."""
         if self._config.python != "bring":
             try:
                 return await self.launch("trial")
@@ -130,7 +149,8 @@ class DockerProvider:
                 try:
                     return await self._launch_once(host_id, self._ground, deadline - now())
                 except EngineError as error:
-                    if not error.transient or now() + pause_s > deadline:
+                    lost = not error.transient or examination.lacks_quotas(str(error))
+                    if lost or now() + pause_s > deadline:
                         raise HostStartError(f"host {host_id} did not start: {error}") from error
                     _log.warning("host %s: again in %g s, as %s", host_id, pause_s, error)
                 await asyncio.sleep(pause_s)

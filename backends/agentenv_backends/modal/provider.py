@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from agentenv_backends.config import ModalConfig
     from agentenv_backends.connection import HostConnection
     from agentenv_backends.host import Leftover
-    from agentenv_backends.sandboxd.settings import HostFacts
+    from agentenv_backends.sandboxd.settings import HostFacts, HostSettings
 
 _log = logging.getLogger(__name__)
 
@@ -76,9 +76,7 @@ class ModalProvider:
             named = [
                 await tried(partial(service.find_secret, name, where)) for name in config.secrets
             ]
-            image = await tried(
-                lambda: service.provide_image(config.image, app, config.build_timeout_s)
-            )
+            image = await tried(lambda: self._provide_image(app))
             self._ground = _Ground(app, image, tuple(named))
             host = await self.launch("trial")
         except (ModalError, HostStartError) as error:
@@ -88,6 +86,14 @@ class ModalProvider:
         for sentence in host.facts.gives_up:
             _log.info("sandboxes of profile %s: %s", self._profile, sentence)
         return _capabilities(config, host.facts)
+
+    async def _provide_image(self, app: Any) -> Any:
+        config, service = self._config, self._service
+        if config.dockerfile is None:
+            return await service.provide_image(config.image, app, config.build_timeout_s)
+        return await service.build_image(
+            config.dockerfile, config.build_context, app, config.build_timeout_s
+        )
 
     async def launch(self, host_id: str) -> HostConnection:
         """See `HostProvider.launch`. What may do better in a moment is tried again while there is time."""
@@ -120,14 +126,17 @@ class ModalProvider:
             secrets=ground.secrets,
             tags=owners.tags(self._run, Owner.me(), config.max_lifetime_s),
         )
-        settings = partial(host_settings, config, run_id, number)
+
+        def settings(life_s: float) -> HostSettings:
+            return host_settings(config, run_id, number, life_s, sandbox.working_dir)
+
         try:
             return await sandbox.bring_up(host_id, options, settings, max(timeout_s, 1.0))
         except BaseException as error:
             await finish(asyncio.create_task(sandbox.undo()))
             if _lacks_python(str(error)):
                 raise HostStartError(
-                    f"host {host_id}, image {config.image}: {_WAY_OUT_WITHOUT_PYTHON} ({error})"
+                    f"host {host_id}, image {config.dockerfile or config.image}: {_WAY_OUT_WITHOUT_PYTHON} ({error})"
                 ) from error
             raise
 
@@ -174,6 +183,7 @@ def _capabilities(config: ModalConfig, facts: HostFacts) -> Capabilities:
         stateful_terminals=bool(facts.bash),
         tmux=bool(facts.tmux),
         snapshot=True,
+        network_allow_list=True,
     )
     if lacking := offered.lacking(config.require_limits):
         raise CapabilityError(

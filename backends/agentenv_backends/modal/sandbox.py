@@ -11,6 +11,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Any
 
+from agentenv_backends._workspaces import DEFAULT_WORKSPACE
 from agentenv_backends.connection import HostConnection
 from agentenv_backends.docker.boot import BOOT_COMMAND, boot_payload
 from agentenv_backends.errors import EngineError
@@ -45,6 +46,8 @@ class Sandbox:
     ) -> None:
         self.name = name
         """Known before the sandbox is, so that whatever happens it can be found."""
+        self.working_dir = DEFAULT_WORKSPACE
+        """The image's own, once it was looked up: where `options` of `bring_up` name none."""
         self._service = service
         self._app_name = app_name
         self._environment_name = environment_name
@@ -85,6 +88,9 @@ class Sandbox:
         """Create it, and start the server's process in it, which is returned."""
         deadline = asyncio.get_running_loop().time() + timeout_s
         self._sandbox = await self._create(options, timeout_s)
+        if options["workdir"] is None:
+            left_s = max(deadline - asyncio.get_running_loop().time(), 1.0)
+            self.working_dir = await self._service.working_dir(self._sandbox, left_s)
         left_s = max(deadline - asyncio.get_running_loop().time(), 1.0)
         return await self._service.run(self._sandbox, BOOT_COMMAND, left_s)
 

@@ -26,6 +26,7 @@ except Exception as error:  # its file of settings is read as it is loaded
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
+    from pathlib import Path
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -191,6 +192,20 @@ class Service:
         found = await self.call("list the apps", environment.apps.list.aio())
         return [app.app_id for app in found if app.app_id is not None]
 
+    async def build_image(
+        self, dockerfile: Path, context: Path | None, app: Any, timeout_s: float
+    ) -> Any:
+        """An image that sandboxes can be made of, built from a Dockerfile and the files in `context`."""
+        image = (
+            modal.Image.from_dockerfile(dockerfile, context_dir=context)
+            if context is not None
+            else modal.Image.from_dockerfile(
+                dockerfile, context_dir=dockerfile.parent, ignore=["**"]
+            )
+        )
+        await self.call(f"build {dockerfile} (dockerfile)", image.build.aio(app), timeout_s)
+        return image
+
     async def provide_image(self, name: str, app: Any, timeout_s: float) -> Any:
         """An image that sandboxes can be made of: by its id, or pulled from a registry."""
         if name.startswith("im-"):
@@ -243,6 +258,13 @@ class Service:
         """Start a command in a sandbox, with byte streams to it."""
         running = sandbox.exec.aio(*command, text=False)
         return await self.call(f"start a command in {sandbox.object_id}", running, timeout_s)
+
+    async def working_dir(self, sandbox: Any, timeout_s: float) -> str:
+        """Where commands in a sandbox start that was created without a working directory: the image's own."""
+        process = await self.run(sandbox, ("sh", "-c", "pwd -P"), timeout_s)
+        what = f"tell the working directory of {sandbox.object_id}"
+        said = await self.call(what, process.stdout.read.aio(), timeout_s)
+        return bytes(said).decode("utf-8", "replace").rstrip("\n")
 
     async def how_it_ended(self, sandbox: Any) -> str | None:
         """Why a sandbox is no more, as a sentence; None while it runs. Raises `ModalError` when that cannot be told."""

@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import agentenv_backends.sandboxd
+from agentenv_backends._workspaces import workspace_of
 from agentenv_backends.sandboxd.settings import HostSettings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from agentenv_backends.config import NomadConfig
+    from agentenv_backends.nomad.knock import Welcome
 
 GROUP = "sandbox"
 TASK = "sandboxd"
@@ -47,6 +49,8 @@ _NO_SHARED_MEMORY = {
     "fs.mqueue.queues_max": "0",
 }
 _SEPARATE_NAMES = "/var/run/nscd"
+_NOT_THE_IMAGES = ("NOMAD_", "VAULT_", "CONSUL_")
+"""What the cluster puts into a task's environment begins with these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,30 +113,40 @@ def key_of(job: Mapping[str, Any]) -> str | None:
     return None
 
 
-def host_settings(
-    config: NomadConfig, run_id: str, folder: str, port: int, mapped_ids: int
-) -> HostSettings:
-    """What a host's sandbox server is told. `folder` and `mapped_ids` are what its gate says, `port` is where it is."""
+def host_settings(config: NomadConfig, run_id: str, port: int, welcome: Welcome) -> HostSettings:
+    """What a host's sandbox server is told. `welcome` is what its gate says, `port` is where it is.
+
+    Raises `BackendUnavailableError` for a working directory of the image that cannot be a workspace.
+    """
     isolation = config.slots_isolation
     by_user = isolation in ("user", "auto")
-    folders = [f"{folder}/slots/{n}" for n in range(config.slots)] if by_user else []
     return HostSettings(
         run_id=run_id,
         isolation=isolation,
-        slot_folders=tuple((f"{path}/workspace", f"{path}/tmp") for path in folders),  # noqa: S108
+        slot_folders=_slot_folders(config, welcome) if by_user else (),
         memory_mb=config.memory_mb,
         disk_mb=config.disk_mb,
         tmp_mb=config.tmp_mb,
         max_processes=config.max_processes,
         open_files=config.open_files,
+        folders=config.folders,
+        variables=config.plain_variables,
+        inherit_env=config.image_variables,
         allow_network=config.allow_network,
         refuse_sockets=by_user and not config.allow_network,
-        uid_base=_uid_base(port, mapped_ids),
+        uid_base=_uid_base(port, welcome.mapped_ids),
         uid_count=_UIDS,
         require=config.require_limits,
         lease_s=config.lease_s,
         max_lifetime_s=config.max_lifetime_s,
     )
+
+
+def _slot_folders(config: NomadConfig, welcome: Welcome) -> tuple[tuple[str, str], ...]:
+    if not config.read_only_root:
+        return ((config.workspace or workspace_of(welcome.working_dir), "/tmp"),)  # noqa: S108 - in the container
+    paths = [f"{welcome.folder}/slots/{n}" for n in range(config.slots)]
+    return tuple((f"{path}/workspace", f"{path}/tmp") for path in paths)  # noqa: S108
 
 
 def memory_mb(config: NomadConfig) -> int:
@@ -180,7 +194,8 @@ def _group(config: NomadConfig, run: Run, count: int) -> dict[str, Any]:
 
 def _disk_mb(config: NomadConfig) -> int:
     slots = config.slots * (config.disk_mb + config.tmp_mb)
-    return max(300, slots if config.slots_isolation in ("user", "auto") else 0)
+    in_its_folder = config.slots_isolation in ("user", "auto") and config.read_only_root
+    return max(300, slots if in_its_folder else 0)
 
 
 def _task(config: NomadConfig, run: Run) -> dict[str, Any]:
@@ -234,6 +249,8 @@ def _gate_command(config: NomadConfig) -> list[str]:
     ]
     if config.in_container:
         command += ["--close", "${NOMAD_ALLOC_DIR}", "--close", "${NOMAD_SECRETS_DIR}"]
+    if config.image_variables:
+        command += [word for name in _NOT_THE_IMAGES for word in ("--drop", name)]
     return command
 
 
@@ -247,7 +264,7 @@ def _driver_config(config: NomadConfig) -> dict[str, Any]:
         "image": config.image,
         "force_pull": config.force_pull,
         "ports": [PORT],
-        "readonly_rootfs": True,
+        "readonly_rootfs": config.read_only_root,
         "cap_add": list(CAPABILITIES),
         "security_opt": ["no-new-privileges"],
     }

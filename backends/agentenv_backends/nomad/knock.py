@@ -45,6 +45,8 @@ class Welcome:
     """Where slots' folders may be made."""
     mapped_ids: int
     """User ids there are: those below."""
+    working_dir: str = "/"
+    """Where the host was started: in a container, the image's working directory."""
 
 
 async def knock(
@@ -109,7 +111,7 @@ async def _shake_hands(stream: socket.socket, key: str, host: str, who: str) -> 
     expected = proof(key.encode("ascii"), "host", *parts)
     if not hmac.compare_digest(expected, str(answer["proof"])):
         raise WrongHostError(f"what answers for host {host} does not have this run's key")
-    return Welcome(str(answer["folder"]), int(answer["ids"]))
+    return Welcome(str(answer["folder"]), int(answer["ids"]), str(answer["directory"]))
 
 
 async def _line(stream: socket.socket) -> dict[str, Any]:

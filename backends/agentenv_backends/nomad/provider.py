@@ -282,13 +282,7 @@ class NomadProvider:
             host = NomadHost(host_id, allocation, steward)
             loop = asyncio.get_running_loop()
             await loop.create_connection(lambda: host, sock=stream)
-            settings = host_settings(
-                self._config,
-                f"{self.run_id}-{host_id}",
-                welcome.folder,
-                address[1],
-                welcome.mapped_ids,
-            )
+            settings = host_settings(self._config, f"{self.run_id}-{host_id}", address[1], welcome)
             patience_s = min(_GREETING_S, max(1.0, deadline - loop.time()))
             try:
                 await host.greet(settings, patience_s)

@@ -8,7 +8,7 @@ each way, then the program:
 
     host    {"gate": 1, "nonce": N}
     driver  {"host": ID, "nonce": M, "who": W, "program": SHA-256, "proof": HMAC(key, "driver", N, M, ID, W, SHA-256)}
-    host    {"proof": HMAC(key, "host", N, M, ID, W, SHA-256), "folder": DIR, "ids": K}
+    host    {"proof": HMAC(key, "host", N, M, ID, W, SHA-256), "folder": DIR, "ids": K, "directory": D}
             or {"refused": R, "message": T}
     driver  length u64 | program
 
@@ -80,6 +80,7 @@ class Gate:
         self._host: str = options.host
         self._folder: str = options.folder
         self._patience_s: float = options.patience
+        self._dropped: Tuple[str, ...] = tuple(options.drop)
         self._lock_path = os.path.join(options.folder, "gate.lock")
         self._abandoned_path = os.path.join(options.keep or options.folder, "abandoned")
         with open(options.key, encoding="ascii") as file:
@@ -189,13 +190,14 @@ class Gate:
             _send(connection, {"refused": refusal.reason, "message": str(refusal)})
             return
         ours = proof(self._key, "host", *parts)
-        _send(connection, {"proof": ours, "folder": self._folder, "ids": _mapped_ids()})
+        told = {"folder": self._folder, "ids": _mapped_ids(), "directory": os.getcwd()}
+        _send(connection, dict(told, proof=ours))
         program = _receive_program(connection, said["program"])
         signal.alarm(0)
         os.dup2(connection.fileno(), 0)
         os.set_inheritable(lock, True)  # held as long as the server lives
         path = "/proc/self/fd/%d" % program
-        os.execve(sys.executable, [sys.executable, "-I", "-S", path], _environment())  # noqa: S606
+        os.execve(sys.executable, [sys.executable, "-I", "-S", path], _environment(self._dropped))  # noqa: S606
 
     def _check(self, said: Dict[str, Any], parts: Tuple[str, ...]) -> None:
         if not hmac.compare_digest(proof(self._key, "driver", *parts), _plain(said["proof"])):
@@ -285,8 +287,10 @@ def _mapped_ids() -> int:
     return max(first + size for first, _, size in ranges)
 
 
-def _environment() -> Dict[str, str]:
+def _environment(dropped: Tuple[str, ...]) -> Dict[str, str]:
     kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
+    if dropped:
+        kept = {name: text for name, text in os.environ.items() if not name.startswith(dropped)}
     return dict({"PATH": _DEFAULT_PATH}, **kept)
 
 
@@ -309,6 +313,13 @@ def main() -> None:
     parser.add_argument("--folder", required=True, help="where the server may make slots' folders")
     parser.add_argument("--keep", default="", help="folder that outlives a restart of this process")
     parser.add_argument("--close", action="append", default=[], help="folder for nobody but us")
+    parser.add_argument(
+        "--drop",
+        action="append",
+        default=[],
+        metavar="START",
+        help="the server inherits every variable but those whose names begin so; without any, only a few",
+    )
     parser.add_argument("--patience", required=True, type=float, help="seconds without a driver")
     options = parser.parse_args()
     _close_to_others([(options.folder, 0o711), *((path, 0o700) for path in options.close)])

@@ -232,6 +232,8 @@ def start(folders: List[str]) -> bool:
     path = os.path.join(PLACE, "socket")
     try:
         os.makedirs(PLACE, 0o755, exist_ok=True)
+        if os.path.exists(path):
+            os.unlink(path)  # of a server that was here before, and is no more
         listener.bind(path)
         os.chmod(path, 0o666)  # noqa: S103 - everyone may ask
         listener.listen(_MAX_CLIENTS)

@@ -107,6 +107,8 @@ class FakeEngine:
 
     def __init__(self) -> None:
         self.url = ""
+        self.storage = "extfs"
+        """The file system below its containers' own."""
         self.containers: dict[str, FakeContainer] = {}
         self.images = {"tools:1": {"Id": "sha256:1", "Config": {}}}
         self.faults: dict[str, deque[Fault]] = defaultdict(deque)
@@ -162,6 +164,8 @@ class FakeEngine:
         return web.json_response(
             {
                 "OSType": "linux",
+                "Driver": "overlay2",
+                "DriverStatus": [["Backing Filesystem", self.storage]],
                 "MemoryLimit": True,
                 "PidsLimit": True,
                 "SecurityOptions": ["name=seccomp,profile=default"],

@@ -72,6 +72,32 @@ async def test_nothing_is_launched_before_prepare(engine):
         await DockerProvider(config(engine)).launch("h1")
 
 
+@pytest.mark.parametrize("storage", ["xfs", "extfs"])
+async def test_what_a_container_may_write_is_limited_where_the_storage_can(engine, storage):
+    engine.storage = storage
+    more = {"slots": 1, "read_only_root": False, "root_disk_mb": 100}
+    provider = DockerProvider(config(engine, **more))
+    assert (await provider.prepare()).disk_limit is (storage == "xfs")
+    host = await provider.launch("h1")
+    (container,) = engine.containers.values()
+    asked = container.options["HostConfig"].get("StorageOpt")
+    assert asked == ({"size": "100m"} if storage == "xfs" else None)
+    await host.close()
+
+
+async def test_an_engine_that_refuses_sizes_is_asked_once(engine):
+    engine.storage = "xfs"
+    refusal = "--storage-opt is supported only for overlay over xfs with 'pquota' mount option"
+    engine.faults["create"].append(status(500, refusal))
+    more = {"slots": 1, "read_only_root": False, "root_disk_mb": 100}
+    provider = DockerProvider(config(engine, **more))
+    assert not (await provider.prepare()).disk_limit
+    assert engine.calls.count("create") == 2
+    engine.faults["create"].append(status(500, refusal))
+    with pytest.raises(CapabilityError, match="disk cannot be limited"):
+        await DockerProvider(config(engine, **more, require_limits=("disk",))).prepare()
+
+
 # --- An engine that does not do what it is asked -----------------------------------------------------
 
 

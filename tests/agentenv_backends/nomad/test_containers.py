@@ -2,6 +2,8 @@
 # mypy: disable-error-code="no-untyped-call, union-attr"
 
 import asyncio
+import os
+import subprocess
 
 import pytest
 
@@ -69,6 +71,37 @@ async def test_a_container_that_is_killed_is_replaced(nomad):
             await pool.release(again)
             again = await pool.acquire("a")
         assert await says(pool, again, "ls") == ""
+
+
+@pytest.fixture
+def built(tmp_path):
+    """An image with a directory and a variable of its own."""
+    (tmp_path / "Dockerfile").write_text(
+        f"FROM {IMAGE}\nENV SHADE=dark\nWORKDIR /app\nRUN echo kept > file && chmod 600 file\n"
+    )
+    name = f"agentenv-test-nomad:{os.getpid()}"
+    subprocess.run(["docker", "build", "-q", "-t", name, tmp_path], check=True, capture_output=True)
+    yield name
+    subprocess.run(["docker", "rmi", "-f", name], check=True, capture_output=True)
+
+
+async def test_a_trajectory_may_have_a_whole_container_with_the_images_own_directory(built):
+    own = {"image": built, "read_only_root": False, "workspace": None, "image_variables": True}
+    more = {"folders": ["/logs/agent"], "variables": {"COLOUR": "red"}, "slots": 1, "max_hosts": 1}
+    looks = "pwd; cat file; ls -A /logs/agent; echo $SHADE $COLOUR $NOMAD_ALLOC_ID; id -un; ls /tmp"
+    async with (
+        running_nomad(nodes=1, images=(built,), has_engine=True) as nomad,
+        running_pool(nomad, **CONTAINER | own | more) as (pool, _),
+    ):
+        hosts = set()
+        for name in ("a", "b"):
+            slot = await pool.acquire(name)
+            hosts.add(slot.host_id)
+            assert await says(pool, slot, looks) == "/app\nkept\ndark red\nagent\n"
+            fill = "echo new > file; touch /logs/agent/x /tmp/x; cat /secrets/agentenv.key; echo $?"
+            assert await says(pool, slot, fill) == "1\n"
+            await pool.release(slot)
+        assert len(hosts) == 2
 
 
 async def test_what_the_contract_says_of_confinement_holds_in_containers(nomad):

@@ -16,7 +16,9 @@ from agentenv_backends.nomad.job import (
     make_job,
     memory_mb,
 )
+from agentenv_backends.nomad.knock import Welcome
 
+HERE = Welcome("/local", 1 << 32, "/app")
 RUN = Run("agentenv-1", "1", "boot:1:2:3", "0123456789abcdef" * 4)
 
 
@@ -107,21 +109,21 @@ def test_a_singularity_image_runs_on_a_port_of_its_own_by_raw_exec():
 
 def test_hosts_of_a_node_have_users_apart():
     config = NomadConfig()
-    ports = [host_settings(config, "r", "/local", port, 1 << 32) for port in (20_000, 20_001)]
+    ports = [host_settings(config, "r", port, HERE) for port in (20_000, 20_001)]
     first, second = (settings.uid_base for settings in ports)
     assert second - first >= ports[0].uid_count
 
 
 def test_where_few_users_are_mapped_a_host_stays_among_them():
-    settings = host_settings(NomadConfig(), "r", "/local", 20_000, 65_536)
+    settings = host_settings(NomadConfig(), "r", 20_000, replace(HERE, mapped_ids=65_536))
     assert settings.uid_base + settings.uid_count <= 65_536
 
 
 def test_slots_that_are_users_get_no_sockets_unless_the_network_is_allowed():
-    assert host_settings(NomadConfig(), "r", "/local", 1, 1 << 32).refuse_sockets
+    assert host_settings(NomadConfig(), "r", 1, HERE).refuse_sockets
     allowed = NomadConfig(allow_network=True)
-    assert not host_settings(allowed, "r", "/local", 1, 1 << 32).refuse_sockets
-    assert not host_settings(NomadConfig(driver="exec"), "r", "/l", 1, 1 << 32).refuse_sockets
+    assert not host_settings(allowed, "r", 1, HERE).refuse_sockets
+    assert not host_settings(NomadConfig(driver="exec"), "r", 1, HERE).refuse_sockets
 
 
 def test_a_host_has_memory_for_all_its_slots():

@@ -49,9 +49,7 @@ class RunningGate:
     async def connect(self):
         stream, welcome = await self.knock()
         config = NomadConfig(driver="raw_exec", slots=2, disk_mb=16, memory_mb=128)
-        settings = host_settings(
-            config, "gate-test", welcome.folder, self.address[1], welcome.mapped_ids
-        )
+        settings = host_settings(config, "gate-test", self.address[1], welcome)
         return await connect_host(stream, "h", settings)
 
     async def ended(self):
@@ -111,7 +109,7 @@ async def test_what_is_not_a_gate_with_the_key_is_not_spoken_to(tmp_path):
     async def pretend(reader, writer):
         writer.write(json.dumps({"gate": 1, "nonce": "0" * 64}).encode() + b"\n")
         heard.extend(await reader.readline())
-        said = {"proof": "0" * 64, "folder": "/", "ids": 1}
+        said = {"proof": "0" * 64, "folder": "/", "ids": 1, "directory": "/"}
         writer.write(json.dumps(said).encode() + b"\n")
         heard.extend(await reader.read())
         writer.close()

@@ -80,6 +80,10 @@ def _described(sandbox: Sandbox) -> dict[str, Any]:
         "regions": list(definition.scheduler_placement.regions),
         "cloud": definition.cloud_provider_str,
         "network": definition.network_access.network_access_type,
+        "allowed": [
+            *definition.network_access.allowed_domains,
+            *definition.network_access.allowed_cidrs,
+        ],
         "environment": dict(sandbox.environment),
     }
 

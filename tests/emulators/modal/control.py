@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import hashlib
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -10,10 +11,11 @@ from google.protobuf.empty_pb2 import Empty
 from grpclib import GRPCError, Status
 from modal_proto import api_pb2
 
+from tests.emulators.modal.building import Build, BuildError, forget
 from tests.emulators.modal.rpc import Gate
 from tests.emulators.modal.sandbox import Sandbox
 from tests.emulators.modal.sandbox import Status as Result
-from tests.emulators.modal.state import MISSING_IMAGE, Image, State, new_id, new_token
+from tests.emulators.modal.state import MISSING_IMAGE, State, new_id, new_token
 
 BUILDER = "2025.06"
 _PAGE = 50
@@ -67,25 +69,51 @@ class Control:
         ]
         return api_pb2.AppListResponse(apps=items)
 
-    def image_get_or_create(self, request):
-        description = "\n".join(request.image.dockerfile_commands)
+    async def image_get_or_create(self, request):
+        image = request.image
+        bases = {each.docker_tag: each.image_id for each in image.base_images}
+        description = "\n".join(
+            [*image.dockerfile_commands, image.context_mount_id, *bases.values()]
+        ).rstrip("\n")
         found = (
             image_id
             for image_id, image in self._state.images.items()
             if image.description == description
         )
-        image_id = next(found, None) or new_id("im", 22)
-        if MISSING_IMAGE in description:
-            result = api_pb2.GenericResult(
-                status=Result.GENERIC_STATUS_FAILURE, exception="manifest unknown"
-            )
-        else:
-            self._state.images[image_id] = Image(description)
-            self._state.save()
-            result = api_pb2.GenericResult(status=Result.GENERIC_STATUS_SUCCESS)
+        known = next(found, None)
+        image_id = known or new_id("im", 22)
+        result = api_pb2.GenericResult(status=Result.GENERIC_STATUS_SUCCESS)
+        if known is None:
+            try:
+                await self._build(image_id, description, image, bases)
+            except BuildError as error:
+                result = api_pb2.GenericResult(
+                    status=Result.GENERIC_STATUS_FAILURE, exception=str(error)
+                )
         return api_pb2.ImageGetOrCreateResponse(
             image_id=image_id, result=result, metadata=_image_metadata()
         )
+
+    async def _build(self, image_id: str, description: str, image: Any, bases: Any) -> None:
+        if MISSING_IMAGE in description:
+            raise BuildError("manifest unknown")
+        state = self._state
+        names = state.mounts.get(image.context_mount_id, {})
+        folder = state.folder / image_id
+        build = Build(
+            list(image.dockerfile_commands),
+            {tag: state.images[base] for tag, base in bases.items()},
+            {name.lstrip("/"): state.stored[digest] for name, digest in names.items()},
+            folder,
+        )
+        try:
+            built = await build.run()
+        except BuildError:
+            forget(folder)
+            raise
+        built.description = description
+        state.images[image_id] = built
+        state.save()
 
     def image_from_id(self, request):
         if request.image_id not in self._state.images:
@@ -93,7 +121,20 @@ class Control:
         return api_pb2.ImageFromIdResponse(image_id=request.image_id, metadata=_image_metadata())
 
     def mount_get_or_create(self, request):
-        return api_pb2.MountGetOrCreateResponse(mount_id=f"mo-{request.deployment_name}")
+        if not request.files:
+            return api_pb2.MountGetOrCreateResponse(mount_id=f"mo-{request.deployment_name}")
+        files = {file.filename: file.sha256_hex for file in request.files}
+        digest = hashlib.sha256(repr(sorted(files.items())).encode()).hexdigest()
+        self._state.mounts[f"mo-{digest[:22]}"] = files
+        return api_pb2.MountGetOrCreateResponse(mount_id=f"mo-{digest[:22]}")
+
+    def mount_batched_check_existence(self, request):
+        missing = [each for each in request.sha256_hex_hashes if each not in self._state.stored]
+        return api_pb2.MountBatchedCheckExistenceResponse(missing_sha256_hex_hashes=missing)
+
+    def mount_put_file(self, request):
+        self._state.stored[request.sha256_hex] = request.data
+        return api_pb2.MountPutFileResponse(exists=True)
 
     def secret_get_or_create(self, request):
         if request.deployment_name and not request.env_dict:

@@ -6,10 +6,11 @@ from typing import Any
 from grpclib import GRPCError, Status
 from modal_proto import task_command_router_pb2 as pb2
 
+from tests.emulators.modal.building import Image
 from tests.emulators.modal.process import ERROR, OUTPUT, Command
 from tests.emulators.modal.rpc import streaming
 from tests.emulators.modal.sandbox import copy_tree
-from tests.emulators.modal.state import Image, State, new_id
+from tests.emulators.modal.state import State, new_id
 
 
 class Router:
@@ -112,7 +113,9 @@ class Router:
         image_id = new_id("im", 22)
         contents = self._state.folder / image_id
         await copy_tree(sandbox.folder, contents)
-        self._state.images[image_id] = Image(f"snapshot of {sandbox.sandbox_id}", contents)
+        self._state.images[image_id] = Image(
+            f"snapshot of {sandbox.sandbox_id}", contents, sandbox.image_workdir
+        )
         self._state.save()
         return pb2.TaskSnapshotFilesystemResponse(image_id=image_id)
 

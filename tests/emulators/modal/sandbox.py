@@ -21,6 +21,7 @@ from tests.emulators.modal.process import Command
 FS_TOOLS = Path(__file__).with_name("fs_tools.py")
 BWRAP = shutil.which("bwrap") or "bwrap"
 DEFAULT_LIFETIME_S = 300
+PATH = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
 BARE = "/bare"
 """Where an image without Python has its programs."""
 _CAPABILITIES = (
@@ -44,6 +45,7 @@ class Sandbox:
     environment: Mapping[str, str]
     folder: Path
     without_python: bool = False
+    image_workdir: str = ""
     created_at: float = field(default_factory=time.time)
     result: api_pb2.GenericResult | None = None
     commands: dict[str, Command] = field(default_factory=dict)
@@ -56,12 +58,13 @@ class Sandbox:
     def is_v1(self) -> bool:
         return len(self.sandbox_id) == len("sb-") + 22
 
-    async def begin(self, copy_of: Path | None) -> None:
+    async def begin(self, copy_of: Path | None, image_environment: Mapping[str, str]) -> None:
         """Make its file system, from a snapshot's if there is one, and start its main command."""
+        self.environment = {**image_environment, **self.environment}
         if copy_of is not None:
             await copy_tree(copy_of, self.folder)
         else:
-            _lay_out(self.folder)
+            lay_out(self.folder)
         loop = asyncio.get_running_loop()
         lifetime_s = self.definition.timeout_secs or DEFAULT_LIFETIME_S
         self._timers.append(loop.call_later(lifetime_s, self.end, Status.GENERIC_STATUS_TIMEOUT))
@@ -131,11 +134,10 @@ class Sandbox:
     async def _command(
         self, arguments: list[str], environment: Mapping[str, str], workdir: str, timeout_s: float
     ) -> Command:
-        path = BARE if self.without_python else "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
+        path = BARE if self.without_python else PATH
         variables = {"PATH": path, "HOME": "/root", **self.environment, **environment}
-        confined = _confined(self.folder, self._has_network)
-        place = ["--chdir", workdir or self.definition.workdir or "/root"]
-        argv = [*confined, *place, "--", *arguments]
+        place = ["--chdir", workdir or self.definition.workdir or self.image_workdir or "/root"]
+        argv = [*confined(self.folder, network=self._has_network), *place, "--", *arguments]
         return await Command.start(argv, variables, timeout_s)
 
     @property
@@ -149,7 +151,8 @@ class Sandbox:
         task.add_done_callback(self._tasks.discard)
 
 
-def _confined(folder: Path, network: bool) -> list[str]:
+def confined(folder: Path, *, network: bool) -> list[str]:
+    """How a command is started that has this folder as its root."""
     argv = [BWRAP, "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
     argv += [] if network else ["--unshare-net"]
     argv += ["--die-with-parent", "--new-session", "--bind", str(folder), "/"]
@@ -161,7 +164,7 @@ def _confined(folder: Path, network: bool) -> list[str]:
     return argv
 
 
-def _lay_out(folder: Path) -> None:
+def lay_out(folder: Path) -> None:
     for name, mode in _FOLDERS.items():
         (folder / name).mkdir(parents=True)
         (folder / name).chmod(mode)

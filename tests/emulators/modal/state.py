@@ -12,6 +12,7 @@ from typing import Any, Self
 from grpclib import GRPCError, Status
 from modal_proto import api_pb2
 
+from tests.emulators.modal.building import Image
 from tests.emulators.modal.sandbox import Sandbox
 from tests.emulators.modal.sandbox import Status as Result
 
@@ -29,13 +30,6 @@ _LONGEST_LIFE_S = 86_400
 
 
 @dataclass
-class Image:
-    description: str
-    contents: Path | None = None
-    """Of a snapshot."""
-
-
-@dataclass
 class State:
     folder: Path
     url: str = ""
@@ -44,6 +38,10 @@ class State:
     secrets: dict[str, dict[str, str]] = field(default_factory=dict)
     named_secrets: dict[str, str] = field(default_factory=dict)
     sandboxes: dict[str, Sandbox] = field(default_factory=dict)
+    stored: dict[str, bytes] = field(default_factory=dict)
+    """Uploaded files by their SHA-256."""
+    mounts: dict[str, dict[str, str]] = field(default_factory=dict)
+    """SHA-256 of the files of a mount, by their paths."""
 
     def sandbox(self, sandbox_id: str) -> Sandbox:
         found = self.sandboxes.get(sandbox_id)
@@ -118,10 +116,11 @@ class State:
             environment,
             self.folder / sandbox_id,
             without_python=WITHOUT_PYTHON in image.description,
+            image_workdir=image.workdir,
         )
         # At once, so that of two creates with the same name one fails.
         self.sandboxes[sandbox_id] = sandbox
-        await sandbox.begin(image.contents)
+        await sandbox.begin(image.contents, image.environment)
         return sandbox
 
     def save(self) -> None:
@@ -129,7 +128,12 @@ class State:
         kept = {
             "apps": self.apps,
             "images": {
-                image_id: [image.description, str(image.contents or "")]
+                image_id: [
+                    image.description,
+                    str(image.contents or ""),
+                    image.workdir,
+                    image.environment,
+                ]
                 for image_id, image in self.images.items()
             },
             "secrets": self.secrets,
@@ -144,8 +148,10 @@ class State:
             return cls(folder)
         kept = json.loads((folder / _FILE).read_text())
         images = {
-            image_id: Image(description, Path(contents) if contents else None)
-            for image_id, (description, contents) in kept.pop("images").items()
+            image_id: Image(description, Path(contents) if contents else None, workdir, environment)
+            for image_id, (description, contents, workdir, environment) in kept.pop(
+                "images"
+            ).items()
         }
         return cls(folder, images=images, **kept)
 
