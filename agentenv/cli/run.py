@@ -79,7 +79,9 @@ def _shared_options(parser: argparse.ArgumentParser) -> None:
         "-m", "--model", default=_DEFAULT_MODEL, help=f"(default: {_DEFAULT_MODEL})"
     )
     parser.add_argument(
-        "--provider", default="docker", help="where commands run: docker or local (default: docker)"
+        "--provider",
+        default="docker",
+        help="where commands run: docker, local, nomad or modal (default: docker)",
     )
     parser.add_argument("-o", "--output", default="output", metavar="DIR", help="(default: output)")
     add_watch_option(parser)

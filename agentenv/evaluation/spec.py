@@ -52,7 +52,7 @@ class TaskSetConfig(_Frozen):
     pattern: str = "**/task.toml"
     """Which files below `directory` mark a task."""
     provider: str = "docker"
-    """Where task directories run: `docker` or `local`."""
+    """Where task directories run: `docker`, `local`, `nomad` or `modal`."""
     accept_host_image: bool = False
     """Let `local` run tasks that want an image in the programs of this machine instead."""
     backend: dict[str, Any] = {}

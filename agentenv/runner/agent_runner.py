@@ -12,6 +12,7 @@ from agentenv.rollout import finish
 from agentenv.runner.results import RunResult
 from agentenv.session import ChatSession
 from agentenv.tasks import FailureCause, TaskAgent, load_task, run_task
+from agentenv.tasks.backend_values import PROVIDERS
 from agentenv.types import AgentConfig
 from agentenv_tools.toolsets import build_registry
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from agentenv_tools.registry import ToolRegistry
 
 DEFAULT_MODEL = "gemini/gemini-2.5-computer-use-preview-10-2025"
-PROVIDERS = ("docker", "local")
 MAX_STEPS = 100
 MAX_REPLY_TOKENS = 8192
 """Tokens of one reply, where `AgentConfig` says nothing."""
@@ -61,8 +61,8 @@ class AgentRunner:
         gate: PauseGate | None = None,
         announce: Callable[[str], None] | None = None,
     ) -> None:
-        """`provider`: where commands run, `docker` or `local`. `watch`: serve a live page on
-        this machine, on port 8080 or the next free one; `announce` is called with its address, else that is logged.
+        """`provider`: where commands run, `docker`, `local`, `nomad` or `modal`. `watch`: serve a live page on this
+        machine, on port 8080 or the next free one; `announce` is called with its address, else that is logged.
 
         `settings` are the model's address, key and patience; `agent` its steps, temperature and prompt; `options` go to
         `run_task`. `policy` stands in for the model's own client: whoever gives it starts and closes it.
@@ -155,7 +155,7 @@ def check_provider(provider: str) -> None:
     """Raises `ConfigError` for a provider of sandboxes that is not offered."""
     if provider not in PROVIDERS:
         raise ConfigError(
-            f"provider {provider!r} is not offered: sandboxes are those of {' or '.join(PROVIDERS)}"
+            f"provider {provider!r} is not offered: sandboxes are those of {', '.join(PROVIDERS)}"
         )
 
 

@@ -7,7 +7,8 @@ models.py         the tables of task.toml; rules.py: single values in it
 loader.py         a directory as a `TaskDirectory`, with everything that is wrong with it
 running.py        `run_task` and what it leaves; rolling.py: the rollout, on top of `agentenv.rollout`
 stepping.py       steps as one rollout; preparation.py and verification.py: before and after the agent
-places.py         an `[environment]` as a backend's configuration; place_pool.py: shared by several runs
+backend_values.py an `[environment]` as a backend's configuration; places.py: such a backend in use
+place_pool.py     backends that several runs share
 failures.py       whose failure it was, and what follows
 """
 

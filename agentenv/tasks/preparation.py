@@ -6,8 +6,8 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
+from agentenv.tasks.backend_values import LOG_FOLDERS, RUNTIME, VERIFIER_LOGS
 from agentenv.tasks.errors import HealthcheckError, SetupCommandError
-from agentenv.tasks.places import LOG_FOLDERS, RUNTIME, VERIFIER_LOGS
 
 if TYPE_CHECKING:
     from agentenv.tasks.models import Healthcheck

@@ -11,9 +11,9 @@ from agentenv.observer import Observation
 from agentenv.rollout import RolloutLimits, RolloutRecord, rollout
 from agentenv.task import Task
 from agentenv.tasks.agents import SessionRequest
+from agentenv.tasks.backend_values import Place, backend_values, unlimited_storage, weaker
 from agentenv.tasks.errors import TaskUnsupportedError
 from agentenv.tasks.options import LONGEST_S
-from agentenv.tasks.places import Place, backend_values
 from agentenv.tasks.preparation import working_directory
 from agentenv.tasks.sandbox import TaskSandbox
 from agentenv.tasks.stepping import (
@@ -45,12 +45,6 @@ _HOOK_MARGIN_S = 3600.0
 _ROOT_IS_JUDGED = (
     "the agent was root of the sandbox that the tests then ran in: the programs they used may have been changed by it "
     "(another agent.user, or a separate verifier, excludes that)"
-)
-
-
-_NO_NETWORK = (
-    "the task says nothing of its network, so its local sandbox has none: that of this machine is given to tasks that "
-    'say network_mode = "public"'
 )
 
 
@@ -94,8 +88,7 @@ class TaskRollout:
         shared = any(step.verifier.mode == "shared" and step.tests for step in self.task.steps)
         if values.get("run_as_root") and shared:
             self.warnings.append(_ROOT_IS_JUDGED)
-        if self.provider == "local" and environment.network_mode is None:
-            self.warnings.append(_NO_NETWORK)
+        self.warnings += weaker(place, values)
         return values
 
     async def run(self, trajectory_id: str) -> RolloutRecord:
@@ -104,6 +97,8 @@ class TaskRollout:
         values = self.backend_values()
         as_root = values.get("run_as_root", False)
         async with self.places.use(values, timeout_s) as executor:
+            limited = executor.capabilities.disk_limit
+            self.warnings += unlimited_storage(values, disk_limit=limited)
             return await self._run_in(executor, trajectory_id, agent_is_root=as_root)
 
     async def _run_in(

@@ -13,8 +13,8 @@ from agentenv.observer import Judgement
 from agentenv.rollout import BUDGET_STOPS
 from agentenv.task import Task, Verdict
 from agentenv.tasks.agents import SessionRequest
+from agentenv.tasks.backend_values import LOG_FOLDERS, VERIFIER_LOGS
 from agentenv.tasks.errors import SetupCommandError
-from agentenv.tasks.places import LOG_FOLDERS, VERIFIER_LOGS
 from agentenv.tasks.preparation import prepare_sandbox, prepare_step
 from agentenv.tasks.results import Timing, main_reward
 from agentenv.workbench import ExecutorWorkbench

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from agentenv.tasks import rewards
 from agentenv.tasks.archives import cleaned
 from agentenv.tasks.artifacts import Collection, put_back
+from agentenv.tasks.backend_values import LOG_FOLDERS, RUNTIME, TESTS, VERIFIER_LOGS
 from agentenv.tasks.errors import (
     AddTestsDirError,
     DownloadVerifierDirError,
@@ -23,7 +24,6 @@ from agentenv.tasks.errors import (
 )
 from agentenv.tasks.integrity import changed, programs_of
 from agentenv.tasks.models import Artifact
-from agentenv.tasks.places import LOG_FOLDERS, RUNTIME, TESTS, VERIFIER_LOGS
 from agentenv.tasks.rules import MAIN_SERVICE
 from agentenv.tasks.sandbox import DownloadTooLargeError, SandboxCommandError
 from agentenv.tasks.templates import secrets_of

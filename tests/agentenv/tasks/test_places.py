@@ -5,8 +5,14 @@ from typing import Any
 import pytest
 
 from agentenv.tasks import PlacePool, RunOptions, TaskUnsupportedError
+from agentenv.tasks.backend_values import (
+    FOLDERS,
+    Place,
+    backend_values,
+    unlimited_storage,
+    weaker,
+)
 from agentenv.tasks.models import EnvironmentTable
-from agentenv.tasks.places import FOLDERS, Place, backend_values
 from agentenv_backends.config import parse_backend_config
 from agentenv_backends.errors import BackendError
 from agentenv_tools import ToolRegistry
@@ -99,7 +105,7 @@ def test_a_dockerfile_is_built_unless_an_image_is_given_instead(tmp_path):
 
 
 def test_a_backend_without_such_sandboxes_is_refused():
-    with pytest.raises(TaskUnsupportedError, match="'elsewhere' is neither"):
+    with pytest.raises(TaskUnsupportedError, match="'elsewhere' is none of them"):
         values_of("elsewhere")
 
 
@@ -136,3 +142,81 @@ async def test_what_did_not_start_is_tried_again_by_the_next():
     results = await asyncio.gather(use(), use(), return_exceptions=True)
     assert all(isinstance(result, BackendError) for result in results)
     await pool.close()
+
+
+def test_a_sandbox_of_modal_is_one_run_of_an_image_or_a_dockerfile(tmp_path):
+    values = values_of("modal", docker_image="x", memory_mb=300, cpus=2.0, workdir="/app")
+    assert (values["image"], values["slots"], values["max_hosts"]) == ("x", 1, 3)
+    assert (values["workspace"], values["run_as_root"], values["variables"]["HOME"]) == (
+        "/app",
+        True,
+        "/root",
+    )
+    assert (values["sandbox_memory_mb"], values["max_sandbox_memory_mb"]) == (428, 428)
+    assert values["max_cpus"] == 2.0
+    values = values_of("modal", "nobody", dockerfile=tmp_path / "Dockerfile", gpus=2)
+    assert (values["dockerfile"], values["run_as_root"]) == (tmp_path / "Dockerfile", False)
+    assert values["gpu"] == "T4:2"
+    assert values_of("modal", docker_image="x", gpus=1, gpu_types=["H100"])["gpu"] == "H100:1"
+
+
+def test_modal_holds_commands_to_names_and_networks():
+    hosts = ["a.b", "10.0.0.0/8"]
+    values = values_of("modal", docker_image="x", network_mode="allowlist", allowed_hosts=hosts)
+    assert (values["allow_network"], values["network_allow_list"]) == (True, tuple(hosts))
+
+
+def test_a_host_of_nomad_is_one_run_of_an_image():
+    values = values_of("nomad", docker_image="x", memory_mb=300, cpus=2.0, workdir="/app")
+    assert (values["image"], values["slots"], values["workspace"]) == ("x", 1, "/app")
+    assert (values["read_only_root"], values["host_memory_mb"], values["cpu_mhz"]) == (False, 428, 2000)  # fmt: skip
+
+
+@pytest.mark.parametrize("driver", ["exec", "raw_exec"])
+def test_without_containers_nomads_nodes_are_like_this_machine(driver):
+    values = values_of("nomad", options=RunOptions(backend={"driver": driver}), storage_mb=2000)
+    assert (values["disk_mb"], values["allow_network"], "image" in values) == (1024, False, False)
+
+
+@pytest.mark.parametrize(
+    ("backend", "user", "environment", "way_out"),
+    [
+        ({}, None, {}, "push it to one that they reach"),
+        ({}, "root", {"docker_image": "x"}, "never have: run it on docker or modal"),
+        ({}, None, {"docker_image": "x", "network_mode": "allowlist", "allowed_hosts": ["a.b"]}, "docker or modal"),
+        ({}, None, {"docker_image": "x", "gpus": 1}, "run it on modal"),
+        ({"driver": "singularity"}, None, {"docker_image": "x"}, "docker, podman, exec, raw_exec"),
+        ({"driver": "exec"}, None, {"docker_image": "x", "workdir": "/app"}, "works in /app"),
+    ],
+)  # fmt: skip
+def test_what_nomad_cannot_give_is_refused_with_the_way_out(backend, user, environment, way_out):
+    with pytest.raises(TaskUnsupportedError, match=way_out):
+        values_of("nomad", user, RunOptions(backend=backend), **environment)
+
+
+@pytest.mark.parametrize(
+    ("provider", "environment", "told"),
+    [
+        ("docker", {"docker_image": "x", "cpus": 1.0}, []),
+        ("modal", {"docker_image": "x", "storage_mb": 5000}, ["single file"]),
+        ("local", {"storage_mb": 5000}, ["nothing of its network", "1024 MB", "no user"]),
+        (
+            "nomad",
+            {"docker_image": "x", "storage_mb": 5000, "cpus": 1, "network_mode": "no-network"},
+            ["single file", "no user", "no sockets", "sets aside"],
+        ),
+    ],
+)
+def test_what_is_given_in_a_weaker_form_is_told(provider, environment, told):
+    place = Place(EnvironmentTable.model_validate(environment), {}, None, None, None, host_image=True)  # fmt: skip
+    sentences = weaker(place, backend_values(place, provider, RunOptions()))
+    assert len(sentences) == len(told)
+    assert all(words in sentence for words, sentence in zip(told, sentences, strict=True))
+
+
+def test_a_size_that_nothing_enforces_is_told():
+    values = values_of("docker", docker_image="x", storage_mb=500)
+    assert values["root_disk_mb"] == 500
+    assert "has no quotas" in unlimited_storage(values, disk_limit=False)[0]
+    assert not unlimited_storage(values, disk_limit=True)
+    assert not unlimited_storage(values_of("docker", docker_image="x"), disk_limit=False)

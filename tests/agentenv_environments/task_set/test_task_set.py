@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,25 +29,45 @@ from agentenv_backends.config import parse_backend_config
 from agentenv_environments.task_set.environment import BUNDLED, TaskSet, TaskSetConfig
 from tests.agentenv.tasks.task_dirs import LOCAL, write_task
 from tests.docker_engine import IMAGE, backend_param
+from tests.emulators.nomad.server import running_nomad
 
 TASKS = [path.name for path in discover_tasks(BUNDLED)]
 TOKENIZER = tiny_tokenizer("qwen3")
 END_IDS = [int(TOKENIZER.convert_tokens_to_ids("<|im_end|>"))]
 
 
-@pytest.fixture(
-    params=[
-        pytest.param({"type": "local", "slots": 8}, id="local", marks=pytest.mark.sandbox),
-        pytest.param(
-            {"type": "docker", "max_hosts": 3, "image": IMAGE, "pull": "never"},
-            id="docker",
-            marks=pytest.mark.docker,
-        ),
-    ]
+LOCAL_SLOTS = pytest.param({"type": "local", "slots": 8}, id="local", marks=pytest.mark.sandbox)
+CONTAINERS = pytest.param(
+    {"type": "docker", "max_hosts": 3, "image": IMAGE, "pull": "never"},
+    id="docker",
+    marks=pytest.mark.docker,
 )
-def backend(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """Settings of each backend."""
+SANDBOXES = pytest.param({"type": "modal", "max_hosts": 3}, id="modal", marks=pytest.mark.sandbox)
+NODES = pytest.param(
+    {"type": "nomad", "max_hosts": 3, "driver": "raw_exec"}, id="nomad", marks=pytest.mark.sandbox
+)
+CONTAINERS_OF_NODES = pytest.param(
+    {"type": "nomad", "max_hosts": 3, "image": IMAGE}, id="nomad-docker", marks=pytest.mark.docker
+)
+
+
+@pytest.fixture
+def settings(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Settings of each backend, after what it needs is there."""
+    if "image" in request.param:
+        request.getfixturevalue("docker_engine")
     return backend_param(request)
+
+
+@pytest.fixture
+async def backend(settings: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+    """The same with the address of its cluster, if it has one."""
+    if settings["type"] != "nomad":
+        yield settings
+        return
+    images = (settings.get("image", ""),)
+    async with running_nomad(nodes=1, images=images, has_engine="image" in settings) as nomad:
+        yield {**settings, "address": nomad.url}
 
 
 def test_there_is_a_task_of_each_kind():
@@ -60,6 +80,9 @@ def test_there_is_a_task_of_each_kind():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings", [LOCAL_SLOTS, CONTAINERS, SANDBOXES, NODES, CONTAINERS_OF_NODES], indirect=True
+)
 async def test_the_oracle_scores_one_on_every_task_and_doing_nothing_scores_nothing(
     tmp_path: Path, backend: dict[str, Any]
 ) -> None:
@@ -132,6 +155,7 @@ def environment(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("settings", [LOCAL_SLOTS, CONTAINERS, SANDBOXES], indirect=True)
 async def test_groups_are_collected_from_tasks_that_each_want_another_sandbox(
     backend: dict[str, Any],
 ) -> None:
