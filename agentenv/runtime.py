@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from agentenv_backends.base import Backend
     from agentenv_tools.base import Tool
     from agentenv_tools.registry import ToolRegistry
+    from agentenv_tools.schema import ToolSchema
 
 logger = logging.getLogger(__name__)
 
@@ -252,8 +253,10 @@ class EnvRuntime:
                 "or use a backend that does"
             )
 
-    def _session(self, task: Task, trajectory_id: str) -> Session:
-        schemas = self.tools.schemas()
+    def _session(
+        self, task: Task, trajectory_id: str, schemas: Sequence[ToolSchema] | None = None
+    ) -> Session:
+        schemas = self.tools.schemas() if schemas is None else schemas
         budget = self.config.max_token_length
         if self._renderer is None or not self.policy.returns_tokens:
             base_url = self.server_configs[0].base_url if self.server_configs else ""

@@ -9,6 +9,7 @@ running.py        `run_task` and what it leaves; rolling.py: the rollout, on top
 stepping.py       steps as one rollout; preparation.py and verification.py: before and after the agent
 backend_values.py an `[environment]` as a backend's configuration; places.py: such a backend in use
 place_pool.py     backends that several runs share
+lock.py           what a run was made of, to compare it with others
 failures.py       whose failure it was, and what follows
 """
 

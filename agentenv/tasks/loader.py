@@ -116,6 +116,9 @@ class _Loading:
             end = f"at line {len(text.splitlines())}, the end of the document"
             reason = str(error).replace("at end of document", end)
             raise TaskFormatError([f"{TASK_FILE}: {reason}"]) from error
+        except ValueError as error:  # a number of thousands of digits
+            reason = str(error).partition(";")[0]
+            raise TaskFormatError([f"{TASK_FILE}: {reason}"]) from error
         except RecursionError:
             raise TaskFormatError([f"{TASK_FILE}: tables or arrays nested too deep"]) from None
         return values, self._profile_of(values)
@@ -327,6 +330,7 @@ def _named(files: Iterable[InputFile], name: str) -> str | None:
 
 
 def _sentence(fault: Any) -> str:
-    place = ".".join(str(part) for part in fault["loc"] if not str(part).startswith("function-"))
+    parts = (str(part) for part in fault["loc"])
+    place = ".".join(part for part in parts if not part.startswith(("function-", "dict[")))
     message = fault["msg"].removeprefix("Value error, ")
     return f"{TASK_FILE}: {place}: {message}" if place else f"{TASK_FILE}: {message}"

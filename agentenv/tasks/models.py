@@ -40,6 +40,7 @@ def _no_boolean(value: Any) -> Any:
 
 Seconds = Annotated[float, BeforeValidator(_no_boolean), Field(gt=0, allow_inf_nan=False)]
 Pause = Annotated[float, BeforeValidator(_no_boolean), Field(ge=0, allow_inf_nan=False)]
+Megabytes = Annotated[int, BeforeValidator(_no_boolean), Field(gt=0, le=1 << 30)]
 Count = Annotated[int, BeforeValidator(_no_boolean), Field(ge=0)]
 User = Annotated[str | int, BeforeValidator(_no_boolean)]
 Reward = Annotated[float, BeforeValidator(_no_boolean), Field(allow_inf_nan=False)]
@@ -205,8 +206,8 @@ class EnvironmentTable(_Network):
     cpus: (
         Annotated[float, BeforeValidator(_no_boolean), Field(gt=0, allow_inf_nan=False)] | None
     ) = None
-    memory_mb: Annotated[int, BeforeValidator(_no_boolean), Field(gt=0)] | None = None
-    storage_mb: Annotated[int, BeforeValidator(_no_boolean), Field(gt=0)] | None = None
+    memory_mb: Megabytes | None = None
+    storage_mb: Megabytes | None = None
     gpus: Count | None = None
     gpu_types: tuple[str, ...] | None = None
     """None: any."""

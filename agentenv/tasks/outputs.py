@@ -21,7 +21,7 @@ from agentenv.tasks.results import (
 from agentenv.tasks.templates import for_saving
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from agentenv.rollout import RolloutRecord
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from agentenv.tasks.directory import TaskDirectory
     from agentenv.tasks.rolling import TaskRollout
     from agentenv.tasks.stepping import StepOutcome
+    from agentenv.tokens.base import TokenSequence
     from agentenv.types import AgentResult
 
 _BUDGETS = {
@@ -173,9 +174,31 @@ def agent_context(result: AgentResult | None) -> AgentContext | None:
         fields.setdefault("n_cache_tokens", usage.cached_tokens)
         fields.setdefault("cost_usd", usage.cost_usd)
     fields.setdefault("n_output_tokens", usage.completion_tokens or result.total_tokens)
+    fields.setdefault("rollout_details", rollout_details(result.sequences))
     return AgentContext(
         **fields, metadata={"stop_reason": result.stop_reason.value, "n_steps": result.num_steps}
     )
+
+
+def rollout_details(sequences: Sequence[TokenSequence]) -> list[dict[str, Any]] | None:
+    """Tokens of each sequence, the agent's first one first, with a list per turn: its prompt with all that came before,
+    what was sampled, and the log-prob of each token of that. None where no engine told tokens.
+    """
+    details = [_details(sequence) for sequence in sequences if sequence.turns]
+    return details or None
+
+
+def _details(sequence: TokenSequence) -> dict[str, Any]:
+    turns, tokens = sequence.turns, sequence.tokens
+    return {
+        "prompt_token_ids": [tokens[: turn.start] for turn in turns],
+        "completion_token_ids": [tokens[turn.start : turn.end] for turn in turns],
+        "logprobs": [sequence.logprobs[turn.start : turn.end] for turn in turns],
+        "extra": {
+            "policy_version": [turn.policy_version for turn in turns],
+            "finish_reason": [turn.finish_reason for turn in turns],
+        },
+    }
 
 
 def trajectory_of(result: AgentResult | None) -> list[TrajectoryItem]:

@@ -6,11 +6,11 @@ import asyncio
 import json
 import logging
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from agentenv.rollout import finish
-from agentenv.tasks.places import opened
+from agentenv.tasks.places import executor_config, opened
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from agentenv_tools.base import Tool
     from agentenv_tools.config import ToolExecutorConfig
     from agentenv_tools.executor import ToolExecutor
+    from agentenv_tools.external import McpServerConfig
     from agentenv_tools.registry import ToolRegistry
 
 logger = logging.getLogger(__name__)
@@ -60,18 +61,26 @@ class PlacePool:
 
     @asynccontextmanager
     async def use(
-        self, values: Mapping[str, Any], timeout_s: float, *, role: str = "agent"
+        self,
+        values: Mapping[str, Any],
+        timeout_s: float,
+        *,
+        role: str = "agent",
+        mcp_servers: Mapping[str, McpServerConfig] | None = None,
     ) -> AsyncIterator[ToolExecutor]:
         """An executor over a backend of this configuration, shared within a role. Raises as `opened` does.
 
+        With `mcp_servers` it has their tools too, and is shared by those who want the same ones.
         Whoever holds a sandbox of one role can wait for one of another without waiting for itself.
         """
-        key = json.dumps([role, values], sort_keys=True, default=str)
+        servers = dict(mcp_servers or {})
+        plain = {name: server.model_dump() for name, server in servers.items()}
+        key = json.dumps([role, values, plain], sort_keys=True, default=str)
         entry = self._open.pop(key, None) or _Open()
         self._open[key] = entry
         entry.users += 1
         try:
-            yield await self._started(entry, values, timeout_s)
+            yield await self._started(entry, values, timeout_s, servers)
         finally:
             entry.users -= 1
             await finish(self._end_unused())
@@ -84,11 +93,19 @@ class PlacePool:
             await self._end(entry)
 
     async def _started(
-        self, entry: _Open, values: Mapping[str, Any], timeout_s: float
+        self,
+        entry: _Open,
+        values: Mapping[str, Any],
+        timeout_s: float,
+        mcp_servers: dict[str, McpServerConfig],
     ) -> ToolExecutor:
         async with entry.starting:
             if entry.executor is None:
-                backend = opened(values, self._tools(), timeout_s, self._config, self._served_tools)
+                config = self._config or executor_config(values)
+                if mcp_servers:
+                    all_servers = {**config.mcp_servers, **mcp_servers}
+                    config = replace(config, mcp_servers=all_servers)
+                backend = opened(values, self._tools(), timeout_s, config, self._served_tools)
                 entry.executor = await entry.stack.enter_async_context(backend)
             return entry.executor
 

@@ -16,9 +16,11 @@ from agentenv_backends.config import parse_backend_config
 from agentenv_backends.errors import (
     BackendConfigError,
     BackendUnavailableError,
+    CapabilityError,
     HostStartError,
 )
 from agentenv_tools.config import ToolExecutorConfig
+from agentenv_tools.errors import ToolConfigError
 from agentenv_tools.executor import ToolExecutor
 
 if TYPE_CHECKING:
@@ -30,17 +32,23 @@ if TYPE_CHECKING:
 _ACQUIRE_S = 60.0
 
 
+def executor_config(values: Mapping[str, Any]) -> ToolExecutorConfig:
+    """The settings of an executor over a backend of this configuration, where nobody gives any."""
+    return ToolExecutorConfig(acquire_timeout_s=values.get("acquire_timeout_s", _ACQUIRE_S))
+
+
 @asynccontextmanager
 async def opened(
     values: Mapping[str, Any],
     registry: ToolRegistry,
     timeout_s: float,
-    config: ToolExecutorConfig | None = None,
+    config: ToolExecutorConfig,
     served_tools: Sequence[Tool[Any]] = (),
 ) -> AsyncIterator[ToolExecutor]:
     """A started backend with its executor; both are ended whatever happens.
 
-    Raises `TaskUnsupportedError`, `SandboxBuildFailedError` or `EnvironmentStartTimeoutError`.
+    Raises `TaskUnsupportedError`, `SandboxBuildFailedError`, `EnvironmentStartTimeoutError`, or `ToolServerError` for a
+    server of external tools that does not answer.
     """
     try:
         backend = parse_backend_config(values).build()
@@ -51,16 +59,20 @@ async def opened(
     executor = None
     try:
         await _started(backend, timeout_s)
-        config = config or ToolExecutorConfig(
-            acquire_timeout_s=values.get("acquire_timeout_s", _ACQUIRE_S)
-        )
         executor = ToolExecutor(backend, registry, config, served_tools=served_tools)
-        await executor.start()
+        await _connected(executor)
         yield executor
     finally:
         if executor is not None:
             await finish(executor.close())
         await finish(backend.stop(purge=True))
+
+
+async def _connected(executor: ToolExecutor) -> None:
+    try:
+        await executor.start()
+    except (ToolConfigError, CapabilityError) as error:
+        raise TaskUnsupportedError(str(error)) from error
 
 
 async def _started(backend: Any, timeout_s: float) -> None:

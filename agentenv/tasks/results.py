@@ -62,7 +62,8 @@ class AgentContext(ModelUsage):
 
     model_usage: dict[str, ModelUsage] | None = None
     rollout_details: list[dict[str, Any]] | None = None
-    """Tokens of each sequence, in order: {prompt_token_ids, completion_token_ids, logprobs}, a list per turn each."""
+    """Tokens of each sequence, in order: {prompt_token_ids, completion_token_ids, logprobs, extra}, a list per turn
+    each; the agent's own first, further ones where its history was rewritten. None where no engine told tokens."""
     metadata: dict[str, Any] | None = None
 
 

@@ -23,6 +23,7 @@ from agentenv.tasks.stepping import (
     TaskWorkbench,
     instruction_of,
 )
+from agentenv.tasks.task_mcp import mcp_servers_of
 from agentenv.tasks.templates import resolved, secrets_of
 from agentenv.tasks.under_way import TaskRun
 from agentenv.tasks.verification import Judge
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from agentenv.tasks.place_pool import PlacePool
     from agentenv.tasks.workspaces import KeptWorkspace
     from agentenv_tools.executor import ToolExecutor
+    from agentenv_tools.external import McpServerConfig
+    from agentenv_tools.schema import ToolSchema
 
 _HOOK_MARGIN_S = 3600.0
 """Everything in preparation and verification has a deadline of its own; this one only bounds their sum."""
@@ -65,6 +68,10 @@ class TaskRollout:
     observers: Sequence[RolloutObserver] = ()
     progress: Progress = field(default_factory=Progress)
     warnings: list[str] = field(default_factory=list)
+    values: dict[str, Any] | None = None
+    """The configuration of the backend it ran on; None before that is known."""
+    schemas: tuple[ToolSchema, ...] = ()
+    """Of the tools that the agent may call, once they are known."""
 
     @property
     def environ(self) -> Mapping[str, str]:
@@ -78,6 +85,7 @@ class TaskRollout:
         self.folder.know_secrets(secrets_of(variables))
         self._check_agent()
         self._check_phases()
+        self._mcp_servers()
         place = Place(
             environment,
             variables,
@@ -96,9 +104,11 @@ class TaskRollout:
     async def run(self, trajectory_id: str) -> RolloutRecord:
         """Roll out. Raises `TaskUnsupportedError`, `BackendError` or `TaskError` when no sandbox could be had."""
         timeout_s = self.task.config.environment.build_timeout_sec
-        values = self.backend_values()
+        values = self.values = self.backend_values()
         as_root = values.get("run_as_root", False)
-        async with self.places.use(values, timeout_s) as executor:
+        servers = self._mcp_servers()
+        async with self.places.use(values, timeout_s, mcp_servers=servers) as executor:
+            self.schemas = tuple(executor.schemas())
             limited = executor.capabilities.disk_limit
             self.warnings += unlimited_storage(values, disk_limit=limited)
             return await self._run_in(executor, trajectory_id, agent_is_root=as_root)
@@ -127,7 +137,7 @@ class TaskRollout:
     async def _run_in(
         self, executor: ToolExecutor, trajectory_id: str, *, agent_is_root: bool
     ) -> RolloutRecord:
-        workbench = TaskWorkbench(executor, trajectory_id, tuple(executor.schemas()))
+        workbench = TaskWorkbench(executor, trajectory_id, self.schemas)
         sandbox = TaskSandbox(executor, trajectory_id)
         try:
             workdir = await working_directory(sandbox)
@@ -155,6 +165,15 @@ class TaskRollout:
             trajectory_id=trajectory_id,
             observers=self.observers,
         )
+
+    def _mcp_servers(self) -> dict[str, McpServerConfig]:
+        """Those that the task names, for an agent that calls tools. Raises `TaskUnsupportedError`."""
+        if self.agent.session is None:
+            return {}
+        servers = mcp_servers_of(self.task.config.environment, self.provider, self.environ)
+        for server in servers.values():
+            self.folder.know_secrets(tuple(server.headers.values()))
+        return servers
 
     def _limits(self) -> RolloutLimits:
         options, steps = self.options, self.task.steps

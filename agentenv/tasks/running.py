@@ -15,6 +15,7 @@ from agentenv.tasks import outputs
 from agentenv.tasks.directory import TaskDirectory
 from agentenv.tasks.folder import RunFolder
 from agentenv.tasks.loader import load_task
+from agentenv.tasks.lock import lock_of
 from agentenv.tasks.options import RunOptions
 from agentenv.tasks.place_pool import PlacePool
 from agentenv.tasks.results import TaskResult, Timing, VerifierResult, main_reward
@@ -176,6 +177,7 @@ class _Attempt:
         for outcome in self.rollout.progress.outcomes:
             for event, at in outcome.events():
                 self._note(event, at)
+        await folder.write_json("lock.json", lock_of(self.rollout))
         await folder.write_json("result.json", result.model_dump(mode="json"))
         if result.record is not None:
             await write_rollout(folder, self.rollout, result.record)

@@ -143,7 +143,8 @@ class TaskRuntime(EnvRuntime):
     def _agent(self, task: Task | None) -> TaskAgent:
         def session(request: SessionRequest) -> Session:
             assert task is not None
-            return self._session(replace(task, seed=request.seed), request.trajectory_id)
+            own = replace(task, seed=request.seed)
+            return self._session(own, request.trajectory_id, request.schemas)
 
         harness = ToolLoop(turn_timeout_s=self.config.turn_timeout_s, gate=self.gate)
         agent = TaskAgent("policy", harness, session)

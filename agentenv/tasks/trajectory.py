@@ -34,4 +34,4 @@ async def write_rollout(folder: RunFolder, rollout: TaskRollout, record: Rollout
 def _tool_definitions(rollout: TaskRollout) -> tuple[dict[str, Any], ...]:
     if rollout.agent.session is None:
         return ()
-    return tuple(schema.to_openai() for schema in rollout.agent.tools().schemas())
+    return tuple(schema.to_openai() for schema in rollout.schemas)

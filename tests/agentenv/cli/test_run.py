@@ -74,7 +74,7 @@ def model_url() -> Iterator[str]:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["run", "t", "--provider", "daytona"], "docker or local"),
+        (["run", "t", "--provider", "daytona"], "docker, local, nomad, modal"),
         (["run", "t", "-m", "opus", "--provider", "local"], "no known provider"),
         (["run", "t", "-m", "gpt-4o", "--provider", "local"], "OPENAI_API_KEY"),
         (["batch", "empty"], "has no task directory"),

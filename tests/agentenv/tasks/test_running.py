@@ -84,7 +84,8 @@ async def test_the_oracle_solves_a_task_and_everything_is_left_in_one_folder(tmp
     assert folder.name.startswith("answer_")
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     assert files == {
-        "config.json", "result.json", "trial.log", "agent/oracle.txt", "agent/own.log", "agent/trajectory.json",
+        "config.json", "lock.json", "result.json", "trial.log",
+        "agent/oracle.txt", "agent/own.log", "agent/trajectory.json",
         "verifier/reward.txt", "verifier/sub/y", "verifier/test-stdout.txt", "artifacts/manifest.json",
         "artifacts/logs/artifacts/a.txt",
     }  # fmt: skip
@@ -95,6 +96,13 @@ async def test_the_oracle_solves_a_task_and_everything_is_left_in_one_folder(tmp
     assert written["task_checksum"] == result.task_checksum
     assert written["agent_info"]["name"] == "oracle"
     assert (written["success"], written["reward"]) == (True, 1.0)
+    lock = json.loads((folder / "lock.json").read_text())
+    assert lock["task"]["checksum"] == f"sha256:{result.task_checksum}"
+    assert (lock["environment"]["provider"], lock["environment"]["backend"]["memory_mb"]) == (
+        "local",
+        256,
+    )
+    assert lock["steps"][0]["agent_timeout_sec"] == 60.0
     events = [line.split(" ", 1)[1] for line in (folder / "trial.log").read_text().splitlines()]
     assert events == [
         "start", "environment-start", "agent-start", "agent-end", "verification-start", "verification-end", "end",
