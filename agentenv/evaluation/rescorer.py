@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from agentenv.errors import VerifierError
 from agentenv.evaluation.reader import SweepReader
 from agentenv.evaluation.rescoring import WorkspaceGoneError
+from agentenv.evaluation.samples import named_rewards
 from agentenv.evaluation.schema import Rescored
 from agentenv.evaluation.sources import open_source
 from agentenv.outcomes import Outcome
@@ -95,7 +96,7 @@ class _Judge:
             return await self._judged(stored, record) if record.steps else None
 
     async def _judged(self, stored: StoredSample, record: TrajectoryRecord) -> Rescored | None:
-        counts, row = self.counts, stored.row
+        counts, row, rewards = self.counts, stored.row, None
         folder = None if row.output_dir is None else self.reader.path / row.output_dir
         try:
             verdict = await self.source.judge(self.names[row.task], record, folder)
@@ -110,6 +111,7 @@ class _Judge:
         else:
             counts.scored += 1
             counts.changed += verdict.reward != row.reward
+            rewards = named_rewards(verdict.metadata.get("rewards"))
             new = replace(
                 record,
                 score=verdict.reward,
@@ -118,5 +120,5 @@ class _Judge:
                 score_metadata=json_plain(verdict.metadata),
             )
         return Rescored(
-            stored.sample, new.score, new.outcome, new.cause, encode_line(new.to_json())
+            stored.sample, new.score, new.outcome, new.cause, rewards, encode_line(new.to_json())
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -63,7 +64,7 @@ def ended_sample(
         outcome=record.outcome.value,
         stop_reason=record.stop_reason.value,
         reward=record.reward,
-        rewards=json.dumps(json_plain(dict(result.rewards))) if result.rewards else None,
+        rewards=named_rewards(result.rewards),
         cause=record.cause,
         input_tokens=spent.usage.prompt_tokens,
         cached_tokens=spent.usage.cached_tokens,
@@ -86,6 +87,13 @@ def ended_sample(
     trajectory = encode(sample_record(record, spent.tries, keep_tokens=keep_tokens).to_json())
     casts = {recording.session: encode_cast(recording) for recording in record.recordings}
     return EndedSample(row, trajectory, casts)
+
+
+def named_rewards(rewards: object) -> str | None:
+    """Several rewards as JSON; None where there are not several."""
+    if not isinstance(rewards, Mapping) or len(rewards) < 2:
+        return None
+    return json.dumps(json_plain(dict(rewards)))
 
 
 def _replies(record: RolloutRecord) -> int:

@@ -125,5 +125,7 @@ class Rescored:
     reward: float | None
     outcome: str
     cause: str | None
+    rewards: str | None
+    """Further rewards by name, as JSON."""
     trajectory: bytes
     """As JSON, with the new score in it."""

@@ -49,7 +49,7 @@ class SampleResult:
     """What its replies took, with the price applied. Of a try that failed on the way it may be unknown, and is then
     not counted."""
     rewards: Mapping[str, float] = field(default_factory=dict)
-    """Further rewards by name, where there are more than one."""
+    """By name, where there are such."""
 
 
 class SampleSource(Protocol):

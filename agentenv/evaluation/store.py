@@ -40,8 +40,8 @@ _PAGE_BYTES = 8_192
 _DONE = "outcome not in ('infrastructure_failed', 'cancelled')"
 
 _RESCORE = (
-    "update samples set first_reward = coalesce(first_reward, reward), reward = ?, outcome = ?, cause = ? "
-    "where sample = ?"
+    "update samples set first_reward = coalesce(first_reward, reward), reward = ?, outcome = ?, cause = ?, "
+    "rewards = ? where sample = ?"
 )
 
 T = TypeVar("T")
@@ -153,7 +153,7 @@ class SweepStore:
                 done.set_result(row)
         else:
             for _, done in taken:
-                done.set_exception(SweepError(f"{self.path} cannot take a sample: {error}"))
+                done.set_exception(SweepError(_refusal(self.path, error)))
                 done.exception()  # seen: whoever waited for it may be gone
         if self._gathered and not self._closed:
             self._start_writing()
@@ -256,7 +256,10 @@ class SweepStore:
     def _rescore(self, updates: Sequence[Rescored]) -> None:
         with self._db as db:
             for new in updates:
-                db.execute(_RESCORE, _storable((new.reward, new.outcome, new.cause, new.sample)))
+                db.execute(
+                    _RESCORE,
+                    _storable((new.reward, new.outcome, new.cause, new.rewards, new.sample)),
+                )
                 body = self._compress(new.trajectory)
                 db.execute("update trajectories set body = ? where sample = ?", (body, new.sample))
 
@@ -265,6 +268,10 @@ class SweepStore:
         if connection is not None:
             connection.close()
         self._lock.release()
+
+
+def _refusal(path: Path, error: BaseException) -> str:
+    return f"{path} cannot take a sample: {error}; what it holds stays, and the same command goes on from there"
 
 
 def _add_columns(db: sqlite3.Connection) -> None:

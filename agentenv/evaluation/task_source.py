@@ -197,7 +197,7 @@ class TaskDirectorySource:
         return SampleResult(
             replace(record, trajectory_id=trajectory_id),
             priced(usage, self._price),
-            rewards if len(rewards) > 1 else {},
+            rewards,
         )
 
 

@@ -36,7 +36,7 @@ def sample_folder(reader: SweepReader, sample: int) -> Path:
 
 
 def listed(folder: Path) -> dict[str, Any]:
-    """The files below a folder by their paths, in order, each with its size; `more` where not all are named."""
+    """The files below a folder by their paths, folder by folder, each with its size; `more` where not all are named."""
     found: list[list[Any]] = []
     for root, folders, names in os.walk(folder):
         folders.sort()

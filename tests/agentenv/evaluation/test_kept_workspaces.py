@@ -18,8 +18,8 @@ LOOKING = """#!/bin/sh
 echo looked with other eyes
 if [ "$(cat answer.txt deep/er/file)" = "42
 deep" ] && [ "$(readlink link)" = answer.txt ] && [ -x run.sh ] && [ ! -e given.txt ] &&
-  [ "$(cat /logs/artifacts/log)" = kept ] && [ ! -e /tmp/elsewhere ]; then echo 0.5; else echo 0.25; fi \\
-  > /logs/verifier/reward.txt
+  [ "$(cat /logs/artifacts/log)" = kept ] && [ ! -e /tmp/elsewhere ]; then found=0.5; else found=0.25; fi
+echo "{\\"reward\\": $found, \\"style\\": 1}" > /logs/verifier/reward.json
 """
 SOLVING = """#!/bin/sh
 echo 42 > answer.txt; mkdir -p deep/er; echo deep > deep/er/file; ln -s answer.txt link; rm given.txt
@@ -63,6 +63,9 @@ def test_changed_tests_judge_what_was_left_and_the_first_reward_stays(
     with SweepReader(tmp_path / "run") as reader:
         notes = [reader.trajectory(stored.sample)["score_metadata"] for stored in reader.samples()]
         folders = [stored.row.output_dir for stored in reader.samples()]
+        assert {stored.row.rewards for stored in reader.samples()} == {
+            '{"reward": 0.5, "style": 1.0}', '{"reward": 0.25, "style": 1.0}',
+        }  # fmt: skip
     assert all(note["test-stdout.txt"].startswith("looked with other eyes\n") for note in notes)
     for folder in folders:
         kept = {entry.name for entry in (tmp_path / "run" / folder).iterdir()}

@@ -145,3 +145,22 @@ async def test_tasks_are_sorted_filtered_and_stepped_through(tmp_path):
         assert page.complaints == []
         await page.value("console.error('which a test would see')")
         assert len(page.complaints) == 1
+
+
+async def test_files_of_a_sample_are_listed_when_they_are_asked_for(tmp_path):
+    made = config(tasks={"numbers": {"environment": "none", "count": 1}}, models={"a": {}})
+    await sweep_into(tmp_path / "sweep", made, writes=True)
+    server = SweepServer(tmp_path / "sweep", ServeSettings())
+    async with serving(server) as url, browser_page(url, tmp_path / "profile") as page:
+        await page.listen_to_console()
+        await page.until(f"{VISIBLE}.includes('1 of 1 tasks')")
+        await page.value("document.querySelector('tr.task').click()")
+        ask = (
+            "[...document.querySelectorAll('button')].find((b) => b.innerText === 'Show its files')"
+        )
+        await page.until(f"!!{ask}")
+        await page.value(f"{ask}.click()")
+        await page.until("document.querySelectorAll('.files a').length === 2")
+        link = "document.querySelector('.files a').getAttribute('href')"
+        assert await page.value(link) == "outputs/1/result.json"
+        assert page.complaints == []

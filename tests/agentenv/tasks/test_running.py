@@ -473,3 +473,35 @@ async def test_a_run_that_is_cancelled_ends_at_once_and_leaves_its_log(tmp_path)
         await running
     (written,) = log.glob("*/trial.log")
     assert written.read_text().splitlines()[-1].endswith(" cancel")
+
+
+class MeetingHarness(NopHarness):
+    """Waits until two agents are in their sandboxes at once."""
+
+    def __init__(self) -> None:
+        self._both = asyncio.Barrier(2)
+
+    async def run(self, task, session, exec_tool, clock) -> AgentResult:
+        async with asyncio.timeout(50):  # less than a sandbox is waited for
+            await self._both.wait()
+        return await super().run(task, session, exec_tool, clock)
+
+
+async def test_runs_that_share_places_have_as_many_sandboxes_as_those_say(tmp_path):
+    task = write_task(tmp_path / "t", LOCAL)
+    agent = TaskAgent("meeting", MeetingHarness(), ignores_prior_trajectory=True)
+    places = PlacePool(agent.tools, sandboxes=2)
+
+    async def one(name: str) -> TaskResult:
+        return await run_task(
+            task, agent=agent, provider="local", folder=tmp_path / name, places=places
+        )
+
+    try:
+        found = await asyncio.gather(one("a"), one("b"))
+    finally:
+        await places.close()
+    assert [result.error for result in found] == [None, None]
+    assert [result.output_dir for result in found] == [tmp_path / "a", tmp_path / "b"]
+    with pytest.raises(FileExistsError):
+        await run_task(task, agent=agent, provider="local", folder=tmp_path / "a")
