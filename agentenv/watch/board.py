@@ -155,8 +155,10 @@ class Board(RolloutObserver):
         watched.tool_calls += 1
         self._totals["tool_calls"] += 1
         watched.state = f"runs {call.name}"[:_TITLE_CHARS]
-        arguments = clip(call.arguments, ENTRY_CHARS, "the trajectory")
-        self._note(watched, "call", call.name, json.dumps(arguments, ensure_ascii=False, indent=1))
+        given = list(call.arguments.values())
+        alone = given[0] if len(given) == 1 and isinstance(given[0], str) else None
+        text = _as_text(call.arguments) if alone is None else alone
+        self._note(watched, "call", call.name, text)
 
     def tool_finished(self, trajectory_id: str, call: ToolCall, result: ToolResult) -> None:
         """It has its result."""
@@ -320,7 +322,7 @@ def _title(task: Task) -> str:
 
 
 def _as_text(metadata: Mapping[str, Any]) -> str:
-    """What a verifier said, a line or more for each of its notes."""
+    """Names and values, a line or more each."""
     lines = []
     for name, value in clip(json_plain(metadata), ENTRY_CHARS, "the trajectory").items():
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

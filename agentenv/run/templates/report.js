@@ -44,6 +44,7 @@ function buildSide() {
   const search = element("input");
   search.type = "search";
   search.placeholder = "Find in tasks";
+  search.setAttribute("aria-label", "Find in tasks");
   const filter = choice(FILTERS, "Filter", refresh);
   const order = choice(ORDERS, "Order", refresh);
   const list = element("div");

@@ -47,6 +47,7 @@ function choose(number) {
   const head = element("div", "chosen", element("h2", "", row.task), cancel);
   show(head, element("p", "quiet facts"), element("div", "events"));
   describe(row);
+  if (matchMedia("(max-width: 800px)").matches) at("main").scrollIntoView();
   asking.abort();
 }
 
@@ -63,16 +64,16 @@ function update(row) {
     const node = pressed(button("entry", () => choose(row.number)), false);
     node.dataset.number = row.number;
     trajectories.set(row.number, (entry = { node }));
-    at("running").prepend(node);
+    at("running").append(node);
   }
   entry.row = row;
-  const used = [row.steps + " steps", row.tool_calls + " calls", count(row.input_tokens + row.output_tokens) + " tokens"];
+  const used = [times(row.steps, "step"), times(row.input_tokens + row.output_tokens, "token")];
   if (row.cost_usd !== null) used.push("$" + row.cost_usd.toFixed(4));
   entry.node.replaceChildren(
     element("span", "name", element("span", "quiet", "#" + row.number + " "), row.task),
     element("span", row.reward > 0 ? "good" : "quiet", rewardOf(row)),
     row.label ? element("span", "what", row.label) : text(""),
-    element("span", "what", stateOf(row) + " · " + used.join(" · ")),
+    element("span", "what", [stateOf(row), ...used].join(" · ")),
   );
   if (row.outcome !== null && entry.node.parentNode !== at("ended")) at("ended").prepend(entry.node);
   describe(row);
@@ -92,26 +93,30 @@ function drop(number) {
   trajectories.delete(number);
 }
 
+const times = (value, what) => count(value) + " " + what + (value === 1 ? "" : "s");
 const stateOf = (row) => (row.outcome === null ? row.state : row.outcome.replaceAll("_", " "));
 const rewardOf = (row) => (row.reward === null ? "" : number(row.reward));
 
 function append(entries) {
   const main = at("main"), events = main.querySelector(".events");
-  const follow = main.scrollTop + main.clientHeight >= main.scrollHeight - 40;
+  // What runs is followed to its last entry, unless somebody scrolled up; what has ended is read from its start.
+  const running = trajectories.get(shown)?.row.outcome === null;
+  const follow = (running || seen) && atEnd(main);
   for (const entry of entries) {
     if (entry.number > seen + 1) events.append(element("p", "quiet", "Earlier entries are no longer kept here."));
     seen = entry.number;
     const time = new Date(entry.at * 1000).toLocaleTimeString();
     const title = element("div", "title", element("b", "", entry.title), " · " + time);
     const body = entry.text ? element("pre", "", entry.text) : null;
-    if (body) body.tabIndex = 0;
     const pictures = entry.pictures.map(placeFor);
-    events.append(element("div", "event " + entry.kind + (entry.failed ? " failed" : ""), title, body, pictures));
+    events.append(element("div", "event is-" + entry.kind + (entry.failed ? " failed" : ""), title, body, pictures));
     pictures.forEach((node) => appearing.observe(node));
   }
   while (events.children.length > SHOWN_ENTRIES) events.firstChild.remove();
   if (follow && entries.length) main.scrollTop = main.scrollHeight;
 }
+
+const atEnd = (box) => box.scrollTop + box.clientHeight >= box.scrollHeight - 40;
 
 // ---- images, asked for when they come into view, one after the other
 
@@ -147,13 +152,14 @@ async function fill(node, told) {
 function totals(told) {
   const all = told.totals, slots = told.slots;
   const cards = [["running", count(all.running)], ["started", count(all.started)]];
-  for (const [outcome, times] of Object.entries(all.outcomes)) cards.push([outcome, count(times)]);
+  for (const [outcome, times] of Object.entries(all.outcomes)) cards.push([outcome.replaceAll("_", " "), count(times)]);
   if (slots) cards.push(["slots in use", slots[0] + " of " + slots[1]]);
   if (slots && slots[2]) cards.push(["wait for a slot", count(slots[2])]);
   cards.push(["steps", count(all.steps || 0)], ["tool calls", count(all.tool_calls || 0)]);
   if (all.tool_errors) cards.push(["tool errors", count(all.tool_errors)]);
   cards.push(["tokens in", count(all.input_tokens || 0)], ["tokens out", count(all.output_tokens || 0)]);
   if (all.cost_usd !== null) cards.push(["cost", "$" + all.cost_usd.toFixed(4)]);
+  for (const part of ["running", "ended"]) at(part + "-count").textContent = count(at(part).children.length);
   at("totals").replaceChildren(...cards.map(([label, value]) => card(label, value)));
 }
 

@@ -52,7 +52,7 @@ async def test_the_page_follows_a_run_controls_it_and_says_when_it_is_over(tmp_p
         async with browser_page(f"{watch.url}/", tmp_path / "profile") as page:
             await page.listen_to_console()
             await page.until("document.querySelectorAll('#running .entry').length === 2")
-            await page.value("document.querySelector('#running .entry:last-child').click()")
+            await page.value("document.querySelector('#running .entry').click()")
             await page.until(f"{ENTRIES} === 1 && {TEXT}.includes('do first')")
             for number in range(150):
                 say(watch.board, "first", f"line {number} " + "x" * 20_000)

@@ -5,12 +5,14 @@ const PLOT_WIDTH = 560;
 /** An axis that ends at round numbers. */
 function scaleOf(values, from, to) {
   let [low, high] = [Math.min(...values), Math.max(...values)];
-  if (low === high) [low, high] = [low - (Math.abs(low) || 1) / 2, high + (Math.abs(high) || 1) / 2];
-  const step = 10 ** Math.floor(Math.log10(high - low)) / 2;
-  [low, high] = [Math.floor(low / step) * step, Math.ceil(high / step) * step];
-  const place = (value) => from + ((value - low) / (high - low)) * (to - from);
+  if (low === high) high = low + (Math.abs(low) || 1);
+  const least = (high - low) / 5;
+  const power = 10 ** Math.floor(Math.log10(least));
+  const step = power * [1, 2, 5, 10].find((times) => times * power >= least * 0.999);
+  const [first, last] = [Math.floor(low / step + 0.001), Math.ceil(high / step - 0.001)];
+  const place = (value) => from + ((value / step - first) / (last - first)) * (to - from);
   const marks = [];
-  for (let count = 0; count <= 4; count++) marks.push(low + ((high - low) * count) / 4);
+  for (let mark = first; mark <= last; mark++) marks.push(mark * step);
   return { place, marks };
 }
 
@@ -40,7 +42,7 @@ function scorePlot() {
   for (const mark of axis.marks) {
     const x = axis.place(mark);
     plot.append(shape("line", "rule", { x1: x, x2: x, y1: 10, y2: height - 26 }));
-    label(plot, "", number(mark, 2), { x, y: height - 10, "text-anchor": "middle" });
+    label(plot, "", number(mark, 6), { x, y: height - 10, "text-anchor": "middle" });
   }
   arms.forEach((arm, row) => {
     const y = 24 + row * 26;
@@ -68,9 +70,9 @@ function costPlot() {
   for (const mark of y.marks) {
     const at = y.place(mark);
     plot.append(shape("line", "rule", { x1: 54, x2: PLOT_WIDTH - 20, y1: at, y2: at }));
-    label(plot, "", number(mark, 2), { x: 46, y: at + 4, "text-anchor": "end" });
+    label(plot, "", number(mark, 6), { x: 46, y: at + 4, "text-anchor": "end" });
   }
-  for (const mark of x.marks) label(plot, "", number(mark, 4), { x: x.place(mark), y: height - 22, "text-anchor": "middle" });
+  for (const mark of x.marks) label(plot, "", number(mark, 9), { x: x.place(mark), y: height - 22, "text-anchor": "middle" });
   for (const arm of arms) {
     const [cx, cy] = [x.place(paid(arm)), y.place(arm.score.value)];
     if (typeof arm.score.low === "number") {

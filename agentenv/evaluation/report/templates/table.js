@@ -20,26 +20,31 @@ function taskTable(index) {
   const search = element("input");
   search.type = "search";
   search.placeholder = "Find in tasks";
+  search.setAttribute("aria-label", "Find in tasks");
   search.value = view.wanted;
   const filter = choice(TASK_FILTERS, "Filter", refresh);
   filter.value = view.filter;
   const sets = choice(Object.fromEntries(["All", ...index.sets].map((name) => [name, 1])), "Task set", refresh);
   sets.value = view.set;
   search.addEventListener("input", refresh);
+  const sortable = [];
   const heads = element("tr", "", sorted("Task", "name"), element("th", "what", "Instruction"));
   SWEEP.arms.forEach((arm, place) => heads.append(sorted(arm.label, place)));
   function refresh() {
     Object.assign(view, { wanted: search.value, filter: filter.value, set: sets.value });
     view.order = orderOf(index);
+    for (const [head, key] of sortable) head.ariaSort = view.sort !== key ? "none" : view.falling ? "descending" : "ascending";
     shown.replaceChildren(count(view.order.length) + " of " + count(index.task.length) + " tasks");
     body.replaceChildren();
     rowPortions(body, index, 0);
   }
   function sorted(label, key) {
-    return element("th", "", button("", () => {
+    const head = element("th", "", button("", () => {
       Object.assign(view, { falling: view.sort === key ? !view.falling : key !== "name", sort: key });
       refresh();
     }, label));
+    sortable.push([head, key]);
+    return head;
   }
   refresh();
   const tools = element("div", "filters", search, filter, index.sets.length > 1 ? sets : null, shown);
