@@ -1,8 +1,5 @@
 """The report of a sweep in a real browser: usable, quiet, and deaf to what models, tools and tasks wrote."""
 
-import base64
-import struct
-import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,11 +13,11 @@ from agentenv.evaluation.schema import TaskEntry
 from agentenv.evaluation.store import SweepStore
 from agentenv.rollout import RolloutRecord
 from agentenv_backends.results import Recording, TerminalEvent
-from agentenv_tools.schema import ImagePart, ToolResult
+from agentenv_tools.schema import ToolResult
 from agentenv_tools.serving import ServeSettings, serving
 from tests.agentenv.evaluation.sweeps import NumbersSource, config, record, sweep_into
 from tests.agentenv.run.browser import CHROMIUM, Page, browser_page
-from tests.agentenv.run.payloads import Listener, listening
+from tests.agentenv.run.payloads import Listener, dot, listening
 
 pytestmark = [
     pytest.mark.slow,
@@ -35,27 +32,12 @@ def listener() -> Iterator[Listener]:
         yield noted
 
 
-def png() -> ImagePart:
-    """A dot."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        )
-
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0))
-    data = (
-        b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(b"\0\0")) + chunk(b"IEND", b"")
-    )
-    return ImagePart("image/png", base64.b64encode(data).decode(), 1, 1)
-
-
 def rich_record(trajectory_id: str, reward: float, text: str) -> RolloutRecord:
     """With everything a report shows: a terminal, an image, a verifier's notes, text everywhere."""
     plain = record(trajectory_id, reward, text=text, cause=text)
     assert plain.result is not None
     step = plain.result.steps[0]
-    seen = ToolResult(success=True, output=text, error=text, metadata={text: text}, images=(png(),))
+    seen = ToolResult(success=True, output=text, error=text, metadata={text: text}, images=(dot(),))
     call = replace(step.tool_calls[0], name=text, arguments={text: text})
     agent = replace(plain.result, steps=(replace(step, tool_calls=(call,), tool_results=(seen,)),))
     shown = Recording(

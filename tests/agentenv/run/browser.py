@@ -32,11 +32,14 @@ class Page:
         self._sent = 0
         self.complaints: list[str] = []
         """Errors on the console and refused requests, from `listen_to_console` on."""
+        self.requests: list[str] = []
+        """Addresses that were asked, likewise."""
 
     async def listen_to_console(self) -> None:
         """Note what the console says; what it said before comes first."""
         await self.ask("Log.enable")
         await self.ask("Runtime.enable")
+        await self.ask("Network.enable")
 
     async def ask(self, method: str, **parameters: Any) -> dict[str, Any]:
         """One command of the debugging protocol."""
@@ -47,6 +50,8 @@ class Page:
                 answer: dict[str, Any] = json.loads(await self._socket.receive_str())
                 if answer.get("method") in _COMPLAINTS:
                     self._note(answer["params"])
+                if answer.get("method") == "Network.requestWillBeSent":
+                    self.requests.append(answer["params"]["request"]["url"])
                 if answer.get("id") == self._sent:
                     if answer.get("error", {}).get("message") == _BETWEEN_PAGES:
                         return {"result": {}}

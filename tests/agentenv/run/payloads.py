@@ -1,10 +1,15 @@
 """Text that tries to run or to call out, were it taken for markup, and a server that notes whether it did."""
 
+import base64
 import http.server
+import struct
 import threading
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+
+from agentenv_tools.schema import ImagePart
 
 
 @dataclass
@@ -68,3 +73,18 @@ def listening() -> Iterator[Listener]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def dot() -> ImagePart:
+    """A dot."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0))
+    data = (
+        b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(b"\0\0")) + chunk(b"IEND", b"")
+    )
+    return ImagePart("image/png", base64.b64encode(data).decode(), 1, 1)

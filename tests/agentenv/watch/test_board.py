@@ -1,10 +1,15 @@
 """What a board keeps of rollouts: enough to show, and never more than its bounds."""
 
 import asyncio
+from typing import Any
 
 import pytest
 
-from agentenv.watch import Board, board
+from agentenv.observer import Judgement
+from agentenv.task import Task, Verdict
+from agentenv.types import AgentConfig
+from agentenv.watch import Board, board, pictures
+from agentenv_tools.schema import ImagePart, ToolCall, ToolResult
 from tests.agentenv.watch.rollouts import begin, end, say
 
 
@@ -94,9 +99,6 @@ async def test_a_trajectory_is_withdrawn_while_it_runs():
 
 
 def test_a_rollout_without_a_name_is_called_by_its_instruction():
-    from agentenv.task import Task
-    from agentenv.types import AgentConfig
-
     watched = Board()
     watched.started("t", Task("  sort\n the  lines ", None, AgentConfig()), lambda: None)
     assert watched.changes(0)["trajectories"][0]["task"] == "sort the lines"
@@ -104,10 +106,76 @@ def test_a_rollout_without_a_name_is_called_by_its_instruction():
 
 @pytest.mark.parametrize("arguments", [{"a": "\ud800"}, {"a": {"b": ["c" * 100_000] * 50}}])
 def test_arguments_of_any_kind_are_shown_cut(arguments):
-    from agentenv_tools.schema import ToolCall
-
     watched = Board()
     begin(watched, "a")
     watched.tool_started("a", ToolCall("bash", arguments))
     entry = watched.changes(0, shown=1)["entries"][-1]
     assert len(entry["text"]) < board.ENTRY_CHARS + 200
+
+
+def test_steps_tests_and_notes_of_verifiers_are_told_in_order():
+    watched = Board()
+    task = Task("first do this", {"id": "sort/one"}, AgentConfig(), metadata={"name": "sort"})
+    watched.started("t", task, lambda: None)
+    watched.step_started("t", "one", "first do this")
+    watched.judged("t", Judgement("one", {"reward": 0.5, "style": 1.0}, "2 of 4 passed"))
+    watched.step_started("t", "two", "then do that")
+    watched.judged("t", Judgement("two", None, "half a line", "VerifierTimeoutError: 3 s"))
+    odd: dict[Any, Any] = {("odd",): {1, 2}}
+    watched.verified("t", Verdict(0.25, {"log": "a\nb", "counts": {"ok": 1}, "x": odd}))
+    told = watched.changes(0, shown=1)
+    assert told["trajectories"][0]["task"] == "sort"
+    entries = [(entry["title"], entry["text"], entry["failed"]) for entry in told["entries"]]
+    assert entries[:5] == [
+        ("Task", "first do this", False),
+        ("Step of the task: one", "", False),
+        ("Tests of step one: reward 0.5, style 1", "2 of 4 passed", False),
+        ("Step of the task: two", "then do that", False),
+        ("Tests of step two: no reward", "VerifierTimeoutError: 3 s\nhalf a line", True),
+    ]
+    title, text, _ = entries[5]
+    assert title == "Reward: 0.25"
+    assert 'log:\na\nb\ncounts: {"ok": 1}' in text
+
+
+def test_images_are_kept_within_bounds_the_latest_ones(monkeypatch):
+    monkeypatch.setattr(pictures, "MAX_PICTURE_CHARS", 100)
+    monkeypatch.setattr(pictures, "MAX_KEPT_CHARS", 250)
+    watched = Board()
+    begin(watched, "a")
+    sizes = (80, 101, 90, 100)
+    images = tuple(ImagePart("image/png", "A" * size, 2, 3) for size in sizes)
+    watched.tool_finished("a", ToolCall("look", {}), ToolResult(True, "seen", images=images))
+    (entry,) = watched.changes(0, shown=1, seen=1)["entries"]
+    assert entry["pictures"] == (
+        {"note": "image/png, 2 x 3 pixels", "number": 1},
+        {"note": "image/png, 2 x 3 pixels: 75 bytes are too many for this page"},
+        {"note": "image/png, 2 x 3 pixels", "number": 2},
+        {"note": "image/png, 2 x 3 pixels", "number": 3},
+    )
+    assert [watched.pictures.get(number) for number in (1, 2, 3)] == [None, images[2], images[3]]
+    many = tuple(ImagePart("image/png", "", 1, 1) for _ in range(1_000))
+    watched.tool_finished("a", ToolCall("look", {}), ToolResult(True, images=many))
+    (entry,) = watched.changes(0, shown=1, seen=2)["entries"]
+    assert len(entry["pictures"]) == 21
+    assert entry["pictures"][-1] == {"note": "980 more images are not kept here"}
+
+
+def test_a_page_that_slept_is_told_what_is_left_and_the_end_last(monkeypatch):
+    monkeypatch.setattr(board, "KEPT_ENDED", 2)
+    monkeypatch.setattr(board, "_ROWS_AT_ONCE", 2)
+    watched = Board()
+    begin(watched, "runs")
+    begin(watched, "slept through")
+    known = watched.version
+    end(watched, "slept through")
+    assert watched.changes(known)["kept"] is None
+    for name in ("a", "b", "c"):
+        begin(watched, name)
+        end(watched, name)
+    watched.close()
+    told = watched.changes(known)
+    assert told["kept"] == [1, 4, 5]
+    assert watched.changes(watched.version)["kept"] is None
+    closed = [watched.changes(0)["closed"], watched.changes(watched.version)["closed"]]
+    assert closed == [False, True]

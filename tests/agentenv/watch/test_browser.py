@@ -1,14 +1,16 @@
 """The live page in a real browser: shows what happens, is quiet, and deaf to what models and tools wrote."""
 
 import asyncio
+import base64
 import json
 from pathlib import Path
 
 import pytest
 
-from agentenv.watch import Slots, watching
+from agentenv.watch import Slots, board, watching
+from agentenv_tools.schema import ImagePart, ToolCall, ToolResult
 from tests.agentenv.run.browser import CHROMIUM, browser_page
-from tests.agentenv.run.payloads import listening
+from tests.agentenv.run.payloads import dot, listening
 from tests.agentenv.watch.rollouts import begin, end, say
 
 pytestmark = [
@@ -79,6 +81,42 @@ async def test_the_page_follows_a_run_controls_it_and_says_when_it_is_over(tmp_p
                     await asyncio.sleep(0.02)
             watch.board.close()
             await page.until(f"{TEXT}.includes('The run has ended.')")
+            assert page.complaints == []
+
+
+async def test_images_of_results_are_shown_and_what_is_none_says_so(tmp_path: Path):
+    nasty = base64.b64encode(b"<svg onload=\"document.title='CANARY'\">").decode()
+    async with watching(announce=lambda url: None) as watch:
+        begin(watch.board, "a")
+        images = (dot(), ImagePart("image/png", nasty, 1, 1))
+        seen = ToolResult(True, "seen", images=images)
+        watch.board.tool_finished("a", ToolCall("look", {}), seen)
+        async with browser_page(f"{watch.url}/", tmp_path / "profile") as page:
+            await page.listen_to_console()
+            await page.until("document.querySelectorAll('#running .entry').length === 1")
+            await page.value("document.querySelector('.entry').click()")
+            await page.until("document.querySelector('img.picture')?.naturalWidth === 1")
+            await page.until(f"{TEXT}.includes('An image that cannot be shown')")
+            assert await page.value("document.querySelectorAll('main img, main svg').length") == 1
+            assert await page.value("document.title") == "AgentEnv: live"
+            assert page.complaints == []
+
+
+async def test_a_page_that_slept_drops_what_the_run_no_longer_keeps(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(board, "KEPT_ENDED", 2)
+    async with watching(announce=lambda url: None) as watch:
+        for name in ("runs", "ends"):
+            begin(watch.board, name)
+        async with browser_page(f"{watch.url}/", tmp_path / "profile") as page:
+            await page.listen_to_console()
+            await page.until("document.querySelectorAll('#running .entry').length === 2")
+            # All of this happens in one turn of the loop, so the page cannot ask meanwhile.
+            end(watch.board, "ends")
+            for number in range(5):
+                begin(watch.board, f"missed-{number}")
+                end(watch.board, f"missed-{number}")
+            await page.until("document.querySelectorAll('#ended .entry').length === 2")
+            assert await page.value("document.querySelectorAll('#running .entry').length") == 1
             assert page.complaints == []
 
 

@@ -1,6 +1,9 @@
 """Who may ask the live page, and what it may do."""
 
+import asyncio
+import base64
 import json
+import logging
 import re
 import socket
 from collections.abc import AsyncIterator
@@ -13,7 +16,9 @@ from agentenv.control.pause import PauseGate
 from agentenv.errors import ConfigError
 from agentenv.watch import Board, Slots, Watch, server, watching
 from agentenv.watch.server import WatchServer
-from agentenv_tools.serving import ServeSettings
+from agentenv_tools.schema import ImagePart, ToolCall, ToolResult
+from agentenv_tools.serving import ServeSettings, serving
+from tests.agentenv.run.payloads import dot
 from tests.agentenv.watch.rollouts import begin, end, say
 
 
@@ -148,6 +153,66 @@ async def test_whoever_waits_is_answered_when_the_run_ends(monkeypatch):
     await served.close()
     await board.news(0, 600)
     assert board.changes(0)["closed"]
+
+
+async def test_an_image_is_data_for_the_page_and_never_a_page_itself(client):
+    begin(client.watch.board, "a")
+    svg = base64.b64encode(b"<svg onload='x'>").decode()
+    images = (dot(), ImagePart("image/png", svg, 1, 1))
+    client.watch.board.tool_finished(
+        "a", ToolCall("look", {}), ToolResult(True, "seen", images=images)
+    )
+    status, text, headers = await client.get("/pictures/1")
+    assert (status, headers["content-type"]) == (200, "application/json; charset=utf-8")
+    assert json.loads(text) == {
+        "media_type": "image/png",
+        "data": dot().data,
+        "note": "image/png, 1 x 1 pixels",
+    }
+    _, text, _ = await client.get("/pictures/2")
+    assert list(json.loads(text)) == ["note"]
+    assert (await client.get("/pictures/3"))[0] == 404
+    assert (await client.get("/pictures/1", **{"x-watch-token": "x"}))[0] == 403
+    assert (await client.get("/pictures/-1"))[0] == 404
+
+
+async def test_a_page_that_is_open_hears_how_the_run_ended():
+    board = Board()
+    served = WatchServer(ServeSettings(), board, gate=PauseGate(), cancel_all=list)
+    headers = {"x-watch-token": served.token}
+    async with aiohttp.ClientSession(headers=headers) as http:
+
+        async def closed(url: str) -> bool:
+            async with http.get(f"{url}/changes?wait=0") as answer:
+                return bool(json.loads(await answer.text())["closed"])
+
+        async with serving(served) as url:
+            assert not await closed(url)
+            ending = asyncio.create_task(served.close())
+            await asyncio.sleep(0)
+            assert not ending.done()
+            assert await closed(url)
+            await ending
+
+
+async def test_whoever_takes_no_answers_holds_up_neither_the_run_nor_its_end(caplog):
+    board = Board()
+    begin(board, "a")
+    for _ in range(100):
+        say(board, "a", "y" * 8_000)
+    served = WatchServer(ServeSettings(), board, gate=PauseGate(), cancel_all=list)
+    headers, path = {"x-watch-token": served.token}, "/changes?since=0&show=1&seen=0"
+    with socket.socket() as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+        async with serving(served) as url, aiohttp.ClientSession(headers=headers) as http:
+            place = url.removeprefix("http://")
+            slow.connect(("127.0.0.1", int(place.split(":")[1])))
+            lines = (f"GET {path} HTTP/1.1", f"Host: {place}", f"x-watch-token: {served.token}")
+            slow.sendall("".join(f"{line}\r\n" for line in (*lines, "")).encode())
+            assert await asyncio.to_thread(slow.recv, 12) == b"HTTP/1.1 200"
+            async with http.get(url + path) as answer:
+                assert len(await answer.read()) > 500_000
+    assert [each.getMessage() for each in caplog.records if each.levelno >= logging.ERROR] == []
 
 
 async def test_the_next_free_port_is_taken_and_a_page_for_others_refused(monkeypatch):

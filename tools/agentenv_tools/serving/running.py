@@ -74,6 +74,13 @@ class _Server(uvicorn.Server):
                 async with asyncio.timeout(1.0):
                     await self.ending.wait()
 
+    def leave_slow_readers(self) -> None:
+        """Let go of those who do not take their answers, before uvicorn cancels these and logs each as a failure."""
+        for connection in list(self.server_state.connections):
+            transport: asyncio.Transport = connection.transport
+            if transport.get_write_buffer_size():
+                transport.abort()
+
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
@@ -158,4 +165,7 @@ async def _stop_in_order(service: Service, server: _Server, task: asyncio.Task[N
         await service.close()
     finally:
         server.ending.set()
+        _, running = await asyncio.wait({task}, timeout=_CONNECTIONS_GRACE_S / 2)
+        if running:
+            server.leave_slow_readers()
         await asyncio.wait({task})
