@@ -190,9 +190,8 @@ function draw() {
 }
 
 function chip(trajectory, index) {
-  const on = index === state.trajectory;
-  return button(
-    "chip" + (on ? " on" : ""),
+  const node = button(
+    "chip",
     () => {
       state.trajectory = index;
       draw();
@@ -200,6 +199,7 @@ function chip(trajectory, index) {
     element("b", scoreClass(trajectory.score), typeof trajectory.score === "number" ? number(trajectory.score) : "no score"),
     element("small", "", (trajectory.stop_reason || "").replaceAll("_", " ")),
   );
+  return pressed(node, index === state.trajectory);
 }
 
 function about(one) {

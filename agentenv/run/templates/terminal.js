@@ -9,7 +9,7 @@ function terminalView(one) {
   const box = element("div");
   const chips = casts.map((cast, index) => button("chip", () => choose(index), element("b", "", cast.session)));
   function choose(index) {
-    chips.forEach((node, place) => node.classList.toggle("on", place === index));
+    chips.forEach((node, place) => pressed(node, place === index));
     box.replaceChildren(player(casts[index]));
   }
   choose(0);

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from agentenv.watch import Slots, board, watching
+from agentenv.observer import Judgement
+from agentenv.task import Task, Verdict
+from agentenv.types import AgentConfig
+from agentenv.watch import ArmObserver, Slots, board, watching
 from agentenv_tools.schema import ImagePart, ToolCall, ToolResult
 from tests.agentenv.run.browser import CHROMIUM, browser_page
 from tests.agentenv.run.payloads import dot, listening
@@ -29,16 +32,20 @@ async def test_text_that_tries_to_run_or_call_out_is_only_shown(tmp_path: Path):
             browser_page(f"{watch.url}/", tmp_path / "profile") as page,
         ):
             await page.listen_to_console()
-            begin(watch.board, payloads)
+            arm = ArmObserver(watch.board, payloads, lambda usage: usage)
+            arm.started(payloads, Task(payloads, {"id": payloads}, AgentConfig()), lambda: None)
             say(watch.board, payloads, payloads)
             await page.until(f"{TEXT}.includes('2 of 3') && {TEXT}.includes('working')")
             await page.value("document.querySelector('.entry').click()")
             await page.until(f"{ENTRIES} === 5")
+            arm.step_started(payloads, payloads, payloads)
+            arm.judged(payloads, Judgement(payloads, {payloads: 1.0}, payloads, payloads))
+            arm.verified(payloads, Verdict(1.0, {payloads: payloads}))
             end(watch.board, payloads, cause=payloads)
-            await page.until(f"{ENTRIES} === 7")
+            await page.until(f"{ENTRIES} === 10")
             title = json.dumps("<script>document.title='CANARY'")
             shown = f"[...document.querySelectorAll('.event')].filter((e) => e.innerText.includes({title})).length"
-            assert await page.value(shown) == 6
+            assert await page.value(shown) == 9
             foreign = "iframe, object, embed, form, base, img, svg, main a, main style, main script"
             assert await page.value(f"document.querySelectorAll('{foreign}').length") == 0
             assert await page.value("document.title") == "AgentEnv: live"

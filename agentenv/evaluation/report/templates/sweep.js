@@ -130,8 +130,8 @@ function draw() {
 function chip(sample, number_) {
   const value = typeof sample.score === "number" ? number(sample.score) : "no score";
   const which = "attempt " + sample.attempt + (sample.seed ? ", seed " + sample.seed : "");
-  return button(
-    "chip" + (number_ === state.sample ? " on" : ""),
+  const node = button(
+    "chip",
     () => {
       state.sample = number_;
       draw();
@@ -140,6 +140,7 @@ function chip(sample, number_) {
     element("small", "", SWEEP.arms[sample.arm].label),
     element("small", "", which),
   );
+  return pressed(node, number_ === state.sample);
 }
 
 function about(sample) {
