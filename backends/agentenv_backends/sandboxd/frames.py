@@ -79,8 +79,10 @@ def encode(
     flags: int = 0,
 ) -> bytes:
     """A frame as bytes. Raises `FrameError` when header or body is over its limit."""
-    _check_sizes(len(header), len(body))
-    prefix = _pack(MAGIC, kind, flags, channel, request_id, len(header), len(body))
+    header_length, body_length = len(header), len(body)
+    if header_length > MAX_HEADER or body_length > MAX_BODY:
+        _check_sizes(header_length, body_length)
+    prefix = _pack(MAGIC, kind, flags, channel, request_id, header_length, body_length)
     return prefix + header + body
 
 

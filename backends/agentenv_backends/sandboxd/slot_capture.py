@@ -62,6 +62,8 @@ class Capture:
 
 def packed(out: Capture, err: Capture) -> Tuple[bytes, bytes]:
     """Both as one text, and as JSON the sizes of its parts and of what there was in all."""
+    if not (out.total or err.total):
+        return b"[0,0,0,0,0,0]", b""
     out_head, out_tail = out.parts()
     err_head, err_tail = err.parts()
     sizes = b"[%d,%d,%d,%d,%d,%d]" % (

@@ -6,6 +6,7 @@ One command costs a line each way, where the command line of tmux costs a proces
 
 from __future__ import annotations
 
+import _codecs
 import os
 
 from .slot_capture import CHUNK
@@ -13,13 +14,15 @@ from .slot_watch import POLLIN
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Callable, List, Optional
+    from typing import Callable, List, Optional, Sequence
 
     from .slot_session import Surroundings
 
 PANE = b"%0"
 """The first pane of a server, the only one we look at."""
 MAX_REPLY = 16 << 20
+MOST_AT_ONCE = 4095
+"""Bytes of commands, without the last line's end, that a pipe takes whole or not at all."""
 _MAX_LINE = 1 << 20
 _MAX_COMPLAINT = 1000
 _OURS = b"1"
@@ -77,12 +80,22 @@ class Control:
 
     def ask(self, command: bytes, until: float) -> Reply:
         """Have a command done. Raises `TmuxGoneError` when there is no answer by then, and `WithdrawnError`."""
-        reply = self._tell(command)
-        if not self._around.wait(lambda: reply.is_done or self.has_ended, until):
+        return self.ask_together((command,), until)
+
+    def ask_together(self, commands: Sequence[bytes], until: float) -> Reply:
+        """The same with some commands, at least one, that are sent at once: the reply of the first that failed, or of
+        the last. They are for one writing: no more than `MOST_AT_ONCE` bytes, or just one.
+        """
+        replies = self._tell(commands)
+        last = replies[-1]
+        if not self._around.wait(lambda: last.is_done or self.has_ended, until):
             self.has_ended = True
-        if not reply.is_done:
+        if not last.is_done:
             raise TmuxGoneError(self._complaint.decode("utf-8", "replace").strip())
-        return reply
+        for reply in replies:
+            if reply.failed:
+                return reply
+        return last
 
     def close(self) -> None:
         """Let go of the pipes, after a last look at what came."""
@@ -90,17 +103,17 @@ class Control:
         self._around.watch.close(self._replies)
         os.close(self._commands)
 
-    def _tell(self, command: bytes) -> Reply:
-        reply = Reply()
-        self._expected.append(reply)
+    def _tell(self, commands: Sequence[bytes]) -> List[Reply]:
+        replies = [Reply() for _ in commands]
+        self._expected += replies
         try:
             # Commands wait for their answers, so the pipe is never full while tmux reads it.
-            os.write(self._commands, command + b"\n")
+            os.write(self._commands, b"\n".join(commands) + b"\n")
         except BrokenPipeError:
             pass  # its last words are still to be read
         except OSError:
             self.has_ended = True
-        return reply
+        return replies
 
     def _take_in(self, events: int) -> None:
         try:
@@ -130,7 +143,7 @@ class Control:
             self.is_attached = True
         elif line.startswith(b"%pause "):
             self._on_loss()
-            self._tell(b"refresh-client -A %s:continue" % PANE)
+            self._tell((b"refresh-client -A %s:continue" % PANE,))
         elif line.startswith(b"%exit ") or not line.startswith(b"%"):
             said = line.partition(b"%exit ")[2] or line
             self._complaint = (self._complaint + said + b"\n")[:_MAX_COMPLAINT]
@@ -146,8 +159,6 @@ class Control:
 
     def _take_output(self, line: bytes) -> None:
         """`%output PANE TEXT`, or `%extended-output PANE AGE : TEXT`."""
-        import _codecs  # noqa: PLC0415 - built into the interpreter
-
         kind, _, rest = line.partition(b" ")
         pane, _, text = rest.partition(b" ")
         if kind == b"%extended-output":

@@ -126,16 +126,12 @@ class Memory:
             message = "it ran before; its output is no longer kept"
             answer = (json_dumps({"failure": "too_large", "message": message}), b"", 0)
         self._answers[key] = answer
-        self._bytes += _weight(answer)
-        while len(self._answers) > 1 and (
-            self._bytes > MAX_REMEMBERED_BYTES or len(self._answers) > MAX_REMEMBERED
-        ):
-            oldest = next(iter(self._answers))
-            self._bytes -= _weight(self._answers.pop(oldest))
-
-
-def _weight(answer: Answer) -> int:
-    return len(answer[0]) + len(answer[1])
+        self._bytes += len(answer[0]) + len(answer[1])
+        while (self._bytes > MAX_REMEMBERED_BYTES or len(self._answers) > MAX_REMEMBERED) and len(
+            self._answers
+        ) > 1:
+            header, body, _ = self._answers.pop(next(iter(self._answers)))
+            self._bytes -= len(header) + len(body)
 
 
 class SlotInit:

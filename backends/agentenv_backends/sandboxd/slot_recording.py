@@ -19,15 +19,6 @@ _MERGE_S = 0.01
 """Output that follows so closely belongs to the same event."""
 
 
-class _Event:
-    __slots__ = ("at_s", "kind", "text")
-
-    def __init__(self, at_s: float, kind: bytes, text: bytes) -> None:
-        self.at_s = at_s
-        self.kind = kind
-        self.text = text
-
-
 class Recording:
     """One shell or terminal. Times are seconds since it was begun; texts are cut between characters only."""
 
@@ -36,7 +27,8 @@ class Recording:
         self._session = session
         self._size = self._first_size = size
         self._began = time.monotonic()
-        self._events: List[_Event] = []
+        self._events: List[Tuple[float, bytes, bytes]] = []
+        """Time, kind and text of each."""
         self._rests = [b"", b""]
         self._dropped = 0
         self.ended = False
@@ -56,25 +48,39 @@ class Recording:
         if not text:
             return
         now = time.monotonic() - self._began
-        last = self._events[-1] if self._events else None
-        if last is not None and last.kind == b"o" and now - last.at_s < _MERGE_S:
-            last.text += text
+        at_s, kind, before = self._events[-1] if self._events else (now, b"", b"")
+        if kind == b"o" and now - at_s < _MERGE_S:
+            self._events[-1] = (at_s, b"o", before + text)
             self._book.room -= len(text)
         else:
-            self._add(_Event(now, b"o", text))
+            self._add(now, b"o", text)
 
     def input(self, text: bytes) -> None:
         """This was typed."""
         if self._dropped or len(text) + _EVENT_BYTES > self._book.room:
             self.drop(len(text))
         else:
-            self._add(_Event(time.monotonic() - self._began, b"i", text))
+            self._add(time.monotonic() - self._began, b"i", text)
+
+    def line(self, text: bytes, now: float) -> None:
+        """This line, without its end, was typed after a prompt at that time of `time.monotonic`, and shown as terminals
+        do.
+        """
+        shown = self._rests[0] + b"$ " + text.replace(b"\n", b"\r\n") + b"\r\n"
+        size = len(text) + 1 + len(shown)
+        if self._dropped or size + 2 * _EVENT_BYTES > self._book.room:
+            self.drop(size)
+            return
+        self._rests[0] = b""
+        at_s = now - self._began
+        self._events += ((at_s, b"i", text + b"\n"), (at_s, b"o", shown))
+        self._book.room -= size + 2 * _EVENT_BYTES
 
     def resize(self, size: Tuple[int, int]) -> None:
         """It has another size, in columns and rows."""
         if size != self._size:
             self._size = size
-            self._add(_Event(time.monotonic() - self._began, b"r", b"%dx%d" % size))
+            self._add(time.monotonic() - self._began, b"r", b"%dx%d" % size)
 
     def drop(self, count: int) -> None:
         """So many bytes are not kept, and none after them until the next `take`."""
@@ -87,22 +93,22 @@ class Recording:
 
     def take(self) -> Tuple[bytes, List[bytes]]:
         """What is new, as JSON with the lengths of the texts, and the texts."""
-        rows = b",".join(
-            b'[%.6f,"%s",%d]' % (event.at_s, event.kind, len(event.text)) for event in self._events
-        )
+        rows, texts = [], []
+        for at_s, kind, text in self._events:
+            rows.append(b'[%.6f,"%s",%d]' % (at_s, kind, len(text)))
+            texts.append(text)
         header = b'["%s",%d,%d,%d,[%s]]' % (
             self._session.encode(),
             *self._first_size,
             self._dropped,
-            rows,
+            b",".join(rows),
         )
-        texts = [event.text for event in self._events]
         self._events, self._dropped, self._first_size = [], 0, self._size
         return header, texts
 
-    def _add(self, event: _Event) -> None:
-        self._events.append(event)
-        self._book.room -= len(event.text) + _EVENT_BYTES
+    def _add(self, at_s: float, kind: bytes, text: bytes) -> None:
+        self._events.append((at_s, kind, text))
+        self._book.room -= len(text) + _EVENT_BYTES
 
 
 class Book:
@@ -123,11 +129,18 @@ class Book:
 
     def take(self) -> Tuple[bytes, bytes]:
         """Everything new, to be handed out: a JSON list, and the texts of its events one after the other."""
-        taken = [recording.take() for recording in self._recordings if recording.has_news]
-        self._recordings = [recording for recording in self._recordings if not recording.ended]
-        self.room = MAX_BYTES
-        header = b"[%s]" % b",".join(header for header, _ in taken)
-        return header, b"".join(text for _, texts in taken for text in texts)
+        headers: List[bytes] = []
+        texts: List[bytes] = []
+        lasting: List[Recording] = []
+        for recording in self._recordings:
+            if recording.has_news:
+                header, more = recording.take()
+                headers.append(header)
+                texts += more
+            if not recording.ended:
+                lasting.append(recording)
+        self._recordings, self.room = lasting, MAX_BYTES
+        return b"[%s]" % b",".join(headers), b"".join(texts)
 
 
 def whole_characters(data: bytes) -> Tuple[bytes, bytes]:

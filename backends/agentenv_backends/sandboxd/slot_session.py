@@ -47,13 +47,12 @@ class Surroundings:
         self.env = env
         self.book = Book()
         self._link = link
+        self.sessions = processes.sessions
+        """Wait status of each session, None while it lives."""
         self._processes = processes
         self._spawner = spawner
-        self._request_id = -1
-
-    def begin_request(self, request_id: int) -> None:
-        """From now on `wait` raises when this request is withdrawn."""
-        self._request_id = request_id
+        self.request_id = -1
+        """The request whose withdrawal `wait` raises for."""
 
     def wait(self, is_done: Callable[[], bool], until: float) -> bool:
         """Attend to everything until `is_done()`, or until that time of `time.monotonic`: then False.
@@ -65,7 +64,7 @@ class Surroundings:
             if left <= 0:
                 return False
             if self.attend(min(left, _MAX_WAIT_S) * 1000 + 1) and self._link.cancelled(
-                self._request_id
+                self.request_id
             ):
                 raise WithdrawnError
         return True
@@ -80,7 +79,9 @@ class Surroundings:
                 watch.read_child_signal()
                 self._processes.reap()
             else:
-                watch.handle(fd, events)
+                handler = watch.handlers.get(fd)
+                if handler is not None:  # another's has just closed it
+                    handler(events)
         return host_speaks
 
     def program(self, name: str) -> str:
@@ -97,10 +98,6 @@ class Surroundings:
         pid = self._spawner.spawn(path, arguments, env, actions, subreaper=True)
         self._processes.sessions[pid] = None
         return pid
-
-    def status_of(self, pid: int) -> Optional[int]:
-        """The wait status of a session that has ended."""
-        return self._processes.sessions.get(pid)
 
     def end_session(self, pid: int) -> int:
         """Kill a session that may have ended already, with all it started. Returns its wait status."""

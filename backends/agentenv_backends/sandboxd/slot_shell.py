@@ -41,7 +41,7 @@ _INTERRUPTED = b"130"
 _IDLE_CAP = 50_000
 """Bytes kept of each stream of what background jobs write between two calls."""
 _SOON_S = 0.05
-"""What takes longer is sent its second line."""
+"""What takes longer is sent the late line."""
 _GRACEFUL_S = 0.3
 """How long a command may take to end by itself when interrupted; what it started is killed then."""
 _FORCED_S = 1.2
@@ -59,6 +59,11 @@ _REPORT_IT = (
     b'{ 9<"/dev/null/%s/%s/${' + _MARK + b'-unset}" || \\set +evx; '
     b"PS1= PS2= PROMPT_COMMAND= " + _MARK + b"=; } 2>&60"
 )
+_LINE = b"\\eval '" + _MARK + b"=%s\n%s' </dev/null; " + _REPORT_IT + b" || \\exit 126\n"
+_POSIX_LINE = b"POSIXLY_CORRECT=y; " + _LINE.replace(b"'", b"'\\unset POSIXLY_CORRECT\n", 1)
+"""In this mode, and in no other, bash's own `eval` goes before a function of that name."""
+_LATE_LINE = b"[[ ${" + _MARK + b"-unset} ]] && " + _REPORT_IT + b"\n"
+_NOTHING = Capture(0)
 _ARGUMENTS = ("bash", "--norc", "--noprofile", "--noediting", "-i")
 
 
@@ -71,13 +76,13 @@ class Shell:
         self._around = around
         self._nonce = b""
         self._report = b""
-        self._code = -1
-        """Of the command that runs; -1 until the shell has reported."""
+        self._code = 0
+        """Of the latest command; -1 until the shell has reported."""
         self._last_code = 0
         self._was_evaluated = False
         self._hides_eval = False
         self._unsent = b""
-        self._second_line = b""
+        self._is_late_line_due = False
         self._is_useless = False
         self._is_deaf = False
         self._start(bash)
@@ -85,20 +90,20 @@ class Shell:
     @property
     def has_ended(self) -> bool:
         """Whether it is gone, or of no use any more: then it is to be ended."""
-        return self._is_deaf or self._is_useless or self._is_gone()
+        return self._is_deaf or self._is_useless or self._around.sessions.get(self._pid) is not None
 
-    def run(self, command: bytes, deadline: float, cap: int) -> Tuple[str, int]:
+    def run(self, command: bytes, now: float, deadline: float, cap: int) -> Tuple[str, int]:
         """Run a command, until that time of `time.monotonic`.
 
         Returns how it ended, as the driver's `ExecStatus` says it, and its exit code. What it wrote is in `output`.
         """
-        self._out.begin(cap)
-        self._err.begin(cap)
-        self.recording.input(command + b"\n")
-        self.recording.output(_as_on_terminal(b"$ " + command + b"\n"))
+        if cap != _IDLE_CAP:
+            self._out.begin(cap)
+            self._err.begin(cap)
+        self.recording.line(command, now)
         jobs = self._children.read()
         try:
-            if self._evaluate(command, deadline):
+            if self._evaluate(command, now, deadline):
                 self._last_code = self._code
                 return "exited", self._code
             outcome = "timed_out"
@@ -160,59 +165,46 @@ class Shell:
 
     # --- evaluating -----------------------------------------------------------------------------------------------
 
-    def _evaluate(self, command: bytes, deadline: float) -> bool:
+    def _evaluate(self, command: bytes, now: float, deadline: float) -> bool:
         """False when the deadline has passed."""
-        done = self._send_and_wait(command, deadline)
+        done = self._send_and_wait(command, now, deadline)
         if self._is_deaf:
             # It cannot report any more, and ends by itself when it finds out.
             self._around.wait(self._is_gone, time.monotonic() + _GRACEFUL_S)
         elif done and not (self._was_evaluated or self.has_ended):
             self._hides_eval = True
-            done = self._send_and_wait(command, deadline)
+            done = self._send_and_wait(command, time.monotonic(), deadline)
             if done and not self._was_evaluated:
                 self._err.add(b"the shell cannot evaluate commands any more and was ended\n")
                 self._is_useless = True
         return done
 
-    def _send_and_wait(self, command: bytes, deadline: float) -> bool:
+    def _send_and_wait(self, command: bytes, now: float, deadline: float) -> bool:
         self._send(command)
-        if self._around.wait(self._is_done, min(deadline, time.monotonic() + _SOON_S)):
+        if self._around.wait(self._is_done, min(deadline, now + _SOON_S)):
             return True
-        self._send_second_line()
+        self._send_late_line()
         return self._around.wait(self._is_done, deadline)
 
     def _is_done(self) -> bool:
         return self._code >= 0 or self.has_ended
 
     def _is_gone(self) -> bool:
-        return self._around.status_of(self._pid) is not None
+        return self._around.sessions.get(self._pid) is not None
 
     def _send(self, command: bytes) -> None:
         self._nonce = nonce = os.urandom(8).hex().encode()
         self._report, self._code, self._was_evaluated = b"", -1, False
-        lines = [_MARK + b"=" + nonce, command]
+        self._is_late_line_due = True
         if self._last_code and (b"$?" in command or b"${?" in command):
-            lines.insert(1, b"(\\exit %d)" % self._last_code)
-        before = b""
-        if self._hides_eval:
-            # In this mode, and in no other, bash's own `eval` goes before a function of that name.
-            before = b"POSIXLY_CORRECT=y; "
-            lines.insert(0, b"\\unset POSIXLY_CORRECT")
-        text = b"\n".join(lines).replace(b"'", b"'\\''")
-        self._write(
-            before
-            + b"\\eval '%s' </dev/null; " % text
-            + _REPORT_IT % (nonce, b"$?")
-            + b" || \\exit 126\n"
-        )
-        self._second_line = b"[[ ${%s-unset} ]] && %s\n" % (
-            _MARK,
-            _REPORT_IT % (nonce, _INTERRUPTED),
-        )
+            command = b"(\\exit %d)\n" % self._last_code + command
+        line = _POSIX_LINE if self._hides_eval else _LINE
+        self._write(line % (nonce, command.replace(b"'", b"'\\''"), nonce, b"$?"))
 
-    def _send_second_line(self) -> None:
-        self._write(self._second_line)
-        self._second_line = b""
+    def _send_late_line(self) -> None:
+        if self._is_late_line_due:
+            self._is_late_line_due = False
+            self._write(_LATE_LINE % (self._nonce, _INTERRUPTED))
 
     def _write(self, data: bytes) -> None:
         """Send what bash takes now; the rest follows when it takes more."""
@@ -229,10 +221,11 @@ class Shell:
         ):  # bash is gone, or another program has taken its place, which ends in its own time
             sent = len(self._unsent)
         self._unsent = self._unsent[sent:]
+        watch = self._around.watch
         if self._unsent:
-            self._around.watch.add(self._script, self._write_more, POLLOUT)
-        else:
-            self._around.watch.forget(self._script)
+            watch.add(self._script, self._write_more, POLLOUT)
+        elif self._script in watch.handlers:
+            watch.forget(self._script)
 
     def _take_report(self, events: int) -> None:
         """`bash: /dev/null/<nonce>/<exit code>/<mark>: Not a directory`. Whatever else comes is not for us."""
@@ -246,6 +239,8 @@ class Shell:
             self._around.watch.forget(self._reports)
             self._is_deaf = True
             return
+        if self._code >= 0:
+            return
         self._report = (self._report + data)[-_MAX_REPORT:]
         _, found, rest = self._report.partition(b"/dev/null/%s/" % self._nonce)
         fields = rest.partition(b":")
@@ -253,13 +248,12 @@ class Shell:
             code, _, mark = fields[0].partition(b"/")
             self._code = int(code[:3]) if code.isdigit() else 1
             self._was_evaluated = mark != b""
-            self._nonce = b"?"
 
     # --- interrupting ---------------------------------------------------------------------------------------------
 
     def _interrupt(self, jobs: List[int]) -> None:
         """Bring the shell back from its command, or end it. Spares the background jobs that there were before."""
-        self._send_second_line()
+        self._send_late_line()
         until = time.monotonic() + _GRACEFUL_S
         forced_until = until + _FORCED_S
         # A shell that has not read all of a command would take the rest of it for commands.
@@ -283,27 +277,31 @@ class _Stream:
         self._recording = recording
         self._number = number
         self._capture = Capture(_IDLE_CAP)
+        self._has_fresh = True
+        """Whether the capture is as it was made, between two calls."""
         self._has_more = False
         """Whether the last reading may have left something in the pipe."""
         self._watch.add(fd, self._take_in)
 
     def begin(self, cap: int) -> None:
         """Keep so much from now on; what background jobs have written since the last call comes first."""
-        if cap != _IDLE_CAP:
-            fresh = Capture(cap)
-            fresh.continue_from(self._capture)
-            self._capture = fresh
+        fresh = Capture(cap)
+        fresh.continue_from(self._capture)
+        self._capture, self._has_fresh = fresh, False
 
     def finish(self) -> Capture:
         """What was kept. What comes from now on is the next call's."""
         if self._has_more:
             self.drain()
-        capture, self._capture = self._capture, Capture(_IDLE_CAP)
+        if self._has_fresh:
+            return _NOTHING
+        capture, self._capture, self._has_fresh = self._capture, Capture(_IDLE_CAP), True
         return capture
 
     def add(self, data: bytes) -> None:
         """Take in what was written."""
         self._capture.add(data)
+        self._has_fresh = False
         self._recording.output(_as_on_terminal(data), self._number)
 
     def drain(self) -> None:

@@ -39,7 +39,7 @@ class Terminals:
     def answer(self, request_id: int, header: Dict[str, Any], body: bytes) -> Answer:
         """Header, body and flags of the answer to such a request. Raises `RefusedError`."""
         self._bury()
-        self._around.begin_request(request_id)
+        self._around.request_id = request_id
         if header["op"] == "shell":
             return self._run(header, body)
         if header["op"] == "tmux":
@@ -93,7 +93,7 @@ class Terminals:
         if self._notice:
             shell.warn(self._notice)
             self._notice = b""
-        outcome, code = shell.run(command, began + header["timeout"], cap)
+        outcome, code = shell.run(command, began, began + header["timeout"], cap)
         ended = shell.has_ended
         if ended:
             outcome, code = _outcome_of_end(outcome, shell.end())
@@ -108,7 +108,10 @@ class Terminals:
         ended: bool,
         output: Tuple[Capture, Capture],
     ) -> Answer:
-        code = {"timed_out": 124, "cancelled": 128 + SIGKILL}.get(outcome, code)
+        if outcome == "timed_out":
+            code = 124
+        elif outcome == "cancelled":
+            code = 128 + SIGKILL
         recordings, texts = self._around.book.take()
         sizes, body = packed(*output)
         answer = (

@@ -15,7 +15,7 @@ import time
 
 from .lean import find_program
 from .refusal import RefusedError, from_os_error
-from .slot_control import PANE, Control, TmuxGoneError
+from .slot_control import MOST_AT_ONCE, PANE, Control, TmuxGoneError
 from .slot_pane import PROMPTS, PaneOutput
 from .slot_processes import stat_of
 
@@ -41,6 +41,10 @@ _TYPED = {"Enter": b"\r", "Tab": b"\t", "Escape": b"\x1b", "Space": b" ", "BSpac
 _LONGEST_NAME = 24
 """Longer keys are text, whatever they say."""
 _PIECE = 500
+_NAMES_AT_ONCE = 32
+_NEEDS_NO_ESCAPE = bytes(
+    byte for byte in range(32, 256) if byte != 127 and byte not in b'"\\$#~;{}'
+)
 _STATE, _GROUP, _FOREGROUND_GROUP = 0, 2, 5
 _OPTIONS = (
     ("set-option", "-g", "history-limit", str(_HISTORY_LINES)),
@@ -80,7 +84,7 @@ class Tmux:
     @property
     def has_ended(self) -> bool:
         """Whether it is gone, or of no use any more: then it is to be ended."""
-        return self._control.has_ended or self._around.status_of(self._pid) is not None
+        return self._control.has_ended or self._around.sessions.get(self._pid) is not None
 
     def begin(self, deadline: float) -> None:
         """Wait until it can be typed at."""
@@ -169,8 +173,8 @@ class Tmux:
 
     # --- asking tmux ----------------------------------------------------------------------------------------------
 
-    def _ask(self, command: bytes) -> Reply:
-        reply = self._control.ask(command, self._answer_by)
+    def _ask(self, *commands: bytes) -> Reply:
+        reply = self._control.ask_together(commands, self._answer_by)
         if reply.failed:
             raise TmuxGoneError(b"\n".join(reply.lines).decode("utf-8", "replace"))
         return reply
@@ -180,14 +184,17 @@ class Tmux:
 
     def _type(self, keys: Sequence[str]) -> None:
         for key in keys:
-            raw = key.encode("utf-8", "surrogateescape")
-            if len(key) <= _LONGEST_NAME:
-                self._ask(b"send-keys -t %s -- %s" % (PANE, _quoted(raw)))
-            else:
-                for start in range(0, len(key), _PIECE):
-                    piece = key[start : start + _PIECE].encode("utf-8", "surrogateescape")
-                    self._ask(b"send-keys -l -t %s -- %s" % (PANE, _quoted(piece)))
-            self._recording.input(_as_typed(key, raw))
+            self._recording.input(_as_typed(key, key.encode("utf-8", "surrogateescape")))
+        together: List[bytes] = []
+        size = 0
+        for command in _typing(keys):
+            if together and size + len(command) >= MOST_AT_ONCE:
+                self._ask(*together)
+                together, size = [], 0
+            together.append(command)
+            size += len(command) + 1
+        if together:
+            self._ask(*together)
 
     def _screen(self, *, history: bool) -> bytes:
         if self.has_ended:
@@ -252,8 +259,31 @@ def _submissions(keys: Sequence[str]) -> int:
     return sum(1 if key in _SUBMITTING else key.count("\n") + key.count("\r") for key in keys)
 
 
+def _typing(keys: Sequence[str]) -> List[bytes]:
+    """Commands of tmux that type these; keys that follow each other share one."""
+    commands: List[bytes] = []
+    names: List[bytes] = []
+    for key in keys:
+        if len(key) <= _LONGEST_NAME:
+            names.append(_quoted(key.encode("utf-8", "surrogateescape")))
+            if len(names) < _NAMES_AT_ONCE:
+                continue
+        if names:
+            commands.append(b"send-keys -t %s -- %s" % (PANE, b" ".join(names)))
+            names = []
+        if len(key) > _LONGEST_NAME:
+            for start in range(0, len(key), _PIECE):
+                piece = key[start : start + _PIECE].encode("utf-8", "surrogateescape")
+                commands.append(b"send-keys -l -t %s -- %s" % (PANE, _quoted(piece)))
+    if names:
+        commands.append(b"send-keys -t %s -- %s" % (PANE, b" ".join(names)))
+    return commands
+
+
 def _quoted(text: bytes) -> bytes:
     """As one argument of a command of tmux."""
+    if not text.translate(None, _NEEDS_NO_ESCAPE):
+        return b'"%s"' % text
     return b'"%s"' % b"".join(
         b"\\%03o" % byte if byte < 32 or byte == 127 or byte in b'"\\$#~;{}' else bytes((byte,))
         for byte in text

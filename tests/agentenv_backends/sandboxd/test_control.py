@@ -29,7 +29,7 @@ class Tmux:
         link = Link(slot.fileno())
         watch = Watch(link.fd, self._signals[0])
         around = Surroundings(link, watch, Descendants(), None, {"PATH": ""})  # type: ignore[arg-type]
-        around.begin_request(7)
+        around.request_id = 7
         self.commands, commands = os.pipe()
         replies, self.replies = os.pipe()
         self.output = b""
