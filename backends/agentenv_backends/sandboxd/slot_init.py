@@ -3,6 +3,9 @@
 Under bubblewrap it is pid 1 of the slot's pid namespace, so nothing inside can signal it, and when it ends the kernel
 ends everything else; where slots are users it is a user apart (`slot_user.py`). It makes itself uninspectable, so
 commands of the same user can neither trace it nor reach its descriptors: a slot cannot forge its own results.
+
+Where many slots are at work, each request finds the memory of its init in no cache. What it costs then is the code that
+it comes through, three times what the same code costs when it is run at once again: so its steps are few.
 """
 
 from __future__ import annotations
@@ -225,7 +228,8 @@ class SlotInit:
             if header["op"] == "exec":
                 return self._executor.execute(request_id, header, body)
             if header["op"] in _TERMINAL_OPERATIONS:
-                return self._use_terminals(request_id, header, body)
+                terminals = self._terminals or self._begin_terminals()
+                return terminals.answer(request_id, header, body)
             if header["op"] in ("glob", "grep"):
                 return (*self._search(request_id, header), 0)
             return (*self._operations[header["op"]](header, body), 0)
@@ -260,15 +264,14 @@ class SlotInit:
             oom_score=self._oom_score,
         )
 
-    def _use_terminals(self, request_id: int, header: Dict[str, Any], body: bytes) -> Answer:
-        if self._terminals is None:
-            from .slot_session import Surroundings  # noqa: PLC0415 - few slots ever need it
-            from .slot_terminals import Terminals  # noqa: PLC0415
+    def _begin_terminals(self) -> Terminals:
+        from .slot_session import Surroundings  # noqa: PLC0415 - few slots ever need it
+        from .slot_terminals import Terminals  # noqa: PLC0415
 
-            self._terminals = Terminals(
-                Surroundings(self._link, self._watch, self._processes, self._spawner, self._env)
-            )
-        return self._terminals.answer(request_id, header, body)
+        self._terminals = Terminals(
+            Surroundings(self._link, self._watch, self._processes, self._spawner, self._env)
+        )
+        return self._terminals
 
     def _reopen(self, _: Dict[str, Any], __: bytes) -> Tuple[bytes, bytes]:
         """The host has mounted something over the workspace."""

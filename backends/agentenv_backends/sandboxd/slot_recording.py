@@ -24,7 +24,7 @@ class Recording:
 
     def __init__(self, book: Book, session: str, size: Tuple[int, int]) -> None:
         self._book = book
-        self._session = session
+        self._session = session.encode("ascii")
         self._size = self._first_size = size
         self._began = time.monotonic()
         self._events: List[Tuple[float, bytes, bytes]] = []
@@ -32,11 +32,6 @@ class Recording:
         self._rests = [b"", b""]
         self._dropped = 0
         self.ended = False
-
-    @property
-    def has_news(self) -> bool:
-        """Whether there is something to hand out."""
-        return bool(self._events or self._dropped)
 
     def output(self, data: bytes, stream: int = 0) -> None:
         """It wrote this, on the first or second of its streams."""
@@ -91,20 +86,20 @@ class Recording:
         """There is nothing to come; what there is will still be handed out."""
         self.ended = True
 
-    def take(self) -> Tuple[bytes, List[bytes]]:
-        """What is new, as JSON with the lengths of the texts, and the texts."""
-        rows, texts = [], []
+    def take(self, headers: List[bytes], texts: List[bytes]) -> None:
+        """Add what is new, if anything is: as JSON with the lengths of the texts, and the texts."""
+        if not (self._events or self._dropped):
+            return
+        rows = []
         for at_s, kind, text in self._events:
             rows.append(b'[%.6f,"%s",%d]' % (at_s, kind, len(text)))
             texts.append(text)
-        header = b'["%s",%d,%d,%d,[%s]]' % (
-            self._session.encode(),
-            *self._first_size,
-            self._dropped,
-            b",".join(rows),
+        columns, lines = self._first_size
+        headers.append(
+            b'["%s",%d,%d,%d,[%s]]'
+            % (self._session, columns, lines, self._dropped, b",".join(rows))
         )
         self._events, self._dropped, self._first_size = [], 0, self._size
-        return header, texts
 
     def _add(self, at_s: float, kind: bytes, text: bytes) -> None:
         self._events.append((at_s, kind, text))
@@ -133,10 +128,7 @@ class Book:
         texts: List[bytes] = []
         lasting: List[Recording] = []
         for recording in self._recordings:
-            if recording.has_news:
-                header, more = recording.take()
-                headers.append(header)
-                texts += more
+            recording.take(headers, texts)
             if not recording.ended:
                 lasting.append(recording)
         self._recordings, self.room = lasting, MAX_BYTES

@@ -90,6 +90,18 @@ def test_an_error_is_a_reply(tmux: Tmux) -> None:
     assert reply.lines == [b"no such thing"]
 
 
+def test_commands_that_go_together_are_one_writing_and_the_first_to_fail_speaks_for_all(
+    tmux: Tmux,
+) -> None:
+    tmux.say(b"%begin 5 2 1", b"%end 5 2 1", b"%begin 5 3 1", b"no such key", b"%error 5 3 1")
+    tmux.say(b"%output %0 between", b"%begin 5 4 1", b"fine", b"%end 5 4 1")
+    reply = tmux.control.ask_together((b"a", b"b", b"c"), time.monotonic() + 5)
+    assert reply.failed
+    assert reply.lines == [b"no such key"]
+    assert os.read(tmux.commands, 100) == b"a\nb\nc\n"
+    assert tmux.output == b"between"
+
+
 def test_output_of_the_pane_is_unescaped(tmux: Tmux) -> None:
     tmux.say(b"%output %0 a\\033[1m\\134n \xc3\xa9", b"%output %1 other", b"%output %0 ")
     tmux.say(b"%extended-output %0 12 : b : c\\015\\012")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import time
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -64,6 +65,20 @@ def test_the_two_streams_of_a_shell_do_not_tear_each_others_characters() -> None
     recording.output(b"\xac", 1)
     ((_, _, events),) = taken(book)
     assert b"".join(text for _, text in events).decode() == "erré€"
+
+
+def test_a_line_is_shown_as_typed_after_what_was_still_to_be_completed() -> None:
+    book, recording = begin()
+    recording.output(b"job \xe2\x82")
+    recording.line(b"echo 1\necho 2", time.monotonic())
+    recording.output(b"\xac1\n")
+    ((_, _, events),) = taken(book)
+    assert [text for kind, text in events if kind == "i"] == [b"echo 1\necho 2\n"]
+    shown = b"".join(text for kind, text in events if kind == "o")
+    assert shown == b"job \xe2\x82$ echo 1\r\necho 2\r\n\xac1\n"
+    recording.line(b"x" * MAX_BYTES, time.monotonic())
+    size = 2 * MAX_BYTES + len("\n$ \r\n")
+    assert taken(book) == [("shell-1", size, [])]
 
 
 def test_what_is_kept_is_bounded_for_all_sessions_together_and_the_rest_counted() -> None:

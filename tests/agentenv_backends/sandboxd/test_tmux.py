@@ -76,6 +76,16 @@ async def test_text_is_typed_as_it_is(terminal: RunningHost) -> None:
     assert (await terminal.run("cat typed")).stdout.text() == text + "\n"
 
 
+async def test_short_and_long_keys_are_typed_in_their_order(terminal: RunningHost) -> None:
+    await tmux(terminal, "send_keys", "echo go; cat > typed", "Enter")
+    await screen_with(terminal, lambda screen: "\ngo" in screen)
+    keys = ["ls;", "{", "~", '"', "Enter", "y" * 30, "-t", *(f"{n}," for n in range(70))]
+    keys += ["z" * 30, "é" * 25, "done", "Enter"]
+    await typed(terminal, *keys, "C-d")
+    written = (await terminal.run("cat typed")).stdout.text()
+    assert written == "".join(keys).replace("Enter", "\n")
+
+
 async def test_text_of_any_length_is_typed(terminal: RunningHost) -> None:
     lines = ["x" * 100 + f" {n}" for n in range(60)]
     await tmux(terminal, "send_keys", "echo go; cat > typed", "Enter")
