@@ -294,6 +294,8 @@ class HostConnection(SnapshotCalls, asyncio.Protocol):
         try:
             if self._has_room and not self._held_back:
                 self._write(sent)
+                if kind == frames.SNAPSHOT:
+                    self._flush()  # the host can begin with it while others are still being prepared
             else:
                 await self._send_in_turn(sent, future)
             frame = await future
@@ -412,7 +414,8 @@ class HostConnection(SnapshotCalls, asyncio.Protocol):
 
     def _flush(self) -> None:
         unsent, self._unsent = self._unsent, []
-        self._write_now(b"".join(unsent))
+        if unsent:
+            self._write_now(b"".join(unsent))
 
     def _write_now(self, data: bytes) -> None:
         if self._transport is not None and not self._transport.is_closing():

@@ -55,7 +55,9 @@ def probe(launcher: Launcher) -> HostFacts:
         report = _ask(process)
         host_uid = _uid_of(process.pid)
         if launcher.drops_uid:
-            launcher.mounter = working_mounter(process.init_pid, process.parts.uid or 0)
+            launcher.mounter = working_mounter(
+                process.init_pid, process.parts.uid or 0, launcher.settings.disk_mb << 20
+            )
     finally:
         _end(process)
         launcher.finish(process)

@@ -20,7 +20,7 @@ _END_S = 2.0
 _log = logging.getLogger("agentenv.sandboxd")
 
 
-def working_mounter(pid: int, uid: int) -> Optional[Mounter]:
+def working_mounter(pid: int, uid: int, disk_bytes: int) -> Optional[Mounter]:
     """The helper, if snapshots can be mounted here: it has tried it on a slot that is thrown away."""
     # The helper is a fork: what is imported before it is started need not be imported by each. Few hosts get here.
     from . import mounts  # noqa: F401, PLC0415
@@ -29,7 +29,7 @@ def working_mounter(pid: int, uid: int) -> Optional[Mounter]:
         mounter = Mounter()
     except OSError:
         return None
-    return mounter if mounter.trial(pid, uid) else None
+    return mounter if mounter.trial(pid, uid, disk_bytes) else None
 
 
 class Mounter:
@@ -55,11 +55,12 @@ class Mounter:
         self.error = ""
         """Why there is no helper any more."""
 
-    def trial(self, pid: int, uid: int) -> bool:
+    def trial(self, pid: int, uid: int, disk_bytes: int) -> bool:
         """Whether snapshots can be mounted here, tried on a slot that is thrown away. Waits for the answer."""
         self._stream.settimeout(_TRIAL_S)
         try:
-            self._stream.send(_encoded(0, {"do": "trial", "pid": pid, "uid": uid}))
+            values = {"do": "trial", "pid": pid, "uid": uid, "disk_bytes": disk_bytes}
+            self._stream.send(_encoded(0, values))
             answer = self._stream.recv(_MESSAGE)
         except OSError as error:
             self._gone("it gave no answer: %s" % error)

@@ -32,6 +32,8 @@ _MESSAGE = 1 << 14
 _QUIET_MS = 200
 """After so long without a request there is time to tidy up: the members of a group come one after the other."""
 _MOST_NEEDLESS = 200
+_PREPARED = 8
+"""Memory file systems that stand ready for overlays, as many as a group commonly has members."""
 _PR_SET_KEEPCAPS = 8
 _CAP_DAC_READ_SEARCH = 2
 _NOBODY = 65534
@@ -49,8 +51,11 @@ class Mounts:
         self._counter = 0
         self._needless: List[str] = []
         """Mounts for one step only, which is over: taking them away makes the kernel wait, and nobody else has to."""
+        self._prepared: List[str] = []
+        """Where memory file systems for overlays lie that nobody has used yet; each holds `_prepared_bytes`."""
+        self._prepared_bytes = 0
 
-    def trial(self, pid: int, uid: int) -> None:
+    def trial(self, pid: int, uid: int, disk_bytes: int) -> None:
         """Try on a slot that is to be thrown away whether all this really works here. Raises `OSError` if not."""
         lower = self._folder("trial")
         # The owner of a slot's files is 0 in the user namespace that bubblewrap mounts them in: all here is 0's.
@@ -64,7 +69,7 @@ class Mounts:
             os.link(first, second)
             with _slot(pid, uid) as (namespace, users):
                 with self._mapped(lower, users) as mapped:
-                    self._cover(namespace, self._overlay(mapped, uid, 1 << 16))
+                    self._cover(namespace, self._overlay(mapped, uid, disk_bytes))
                 with self._inside(namespace):
                     _check_overlay(uid)
         finally:
@@ -105,9 +110,25 @@ class Mounts:
         _remove_mount(self.path(tree))
 
     @property
-    def needless(self) -> int:
-        """How many mounts `tidy` would take away."""
-        return len(self._needless)
+    def is_untidy(self) -> bool:
+        """Whether so much is to be taken away that no quiet moment is to be waited for."""
+        return len(self._needless) > _MOST_NEEDLESS
+
+    @property
+    def has_chores(self) -> bool:
+        """Whether there is something for `tidy` and `prepare` to do."""
+        return bool(self._needless) or self._lacks_prepared()
+
+    def prepare(self) -> None:
+        """Have ready what the steps to come need; call when there is time."""
+        try:
+            while self._lacks_prepared():
+                self._prepared.append(self._memory(self._prepared_bytes))
+        except OSError:
+            self._prepared_bytes = 0  # each step makes its own then, and says why it cannot
+
+    def _lacks_prepared(self) -> bool:
+        return bool(self._prepared_bytes) and len(self._prepared) < _PREPARED
 
     def tidy(self) -> None:
         """Take away what the steps before needed for themselves; call when there is time."""
@@ -144,19 +165,30 @@ class Mounts:
 
     def _overlay(self, lower: str, uid: int, disk_bytes: int) -> int:
         """A new overlay over `lower`, attached nowhere: what is written goes to memory of its own."""
-        scratch = self._scratch()
+        ready = self._prepared and disk_bytes == self._prepared_bytes
+        scratch = self._prepared.pop() if ready else self._memory(disk_bytes)
+        self._prepared_bytes = disk_bytes
         try:
-            sized = {"size": str(disk_bytes), "mode": "700"}
-            with _closing(mount_calls.new_file_system("tmpfs", sized)) as memory:
-                mount_calls.attach(memory, scratch)
             upper, work = os.path.join(scratch, "upper"), os.path.join(scratch, "work")
-            os.mkdir(upper)
-            os.mkdir(work)
             _make_alike(lower, upper, uid)
             layers = {"lowerdir": lower, "upperdir": upper, "workdir": work}
             return mount_calls.new_file_system("overlay", dict(layers, **_OVERLAY))
         finally:
             self._needless.append(scratch)
+
+    def _memory(self, size: int) -> str:
+        """Where a new memory file system lies, with the two folders that an overlay needs."""
+        scratch = self._scratch()
+        try:
+            sized = {"size": str(size), "mode": "700"}
+            with _closing(mount_calls.new_file_system("tmpfs", sized)) as memory:
+                mount_calls.attach(memory, scratch)
+            os.mkdir(os.path.join(scratch, "upper"))
+            os.mkdir(os.path.join(scratch, "work"))
+        except OSError:
+            self._needless.append(scratch)
+            raise
+        return scratch
 
     def _cover(self, namespace: int, mount: int) -> None:
         """Mount over the workspace of a slot."""
@@ -247,8 +279,10 @@ class _Helper:
     def serve(self) -> None:
         """Until the server is gone."""
         while True:
-            ready = self._poll.poll(_QUIET_MS if self._mounts.needless else None)
-            if not ready or self._mounts.needless > _MOST_NEEDLESS:
+            ready = self._poll.poll(_QUIET_MS if self._mounts.has_chores else None)
+            if not ready:
+                self._mounts.prepare()
+            if not ready or self._mounts.is_untidy:
                 self._mounts.tidy()
             for descriptor, _ in ready:
                 if descriptor != self._stream.fileno():

@@ -50,6 +50,7 @@ class _Job:
         self.snapshot = snapshot
         self.work = work
         self.slot = slot
+        self.is_answered = False
 
 
 class Snapshots:
@@ -172,16 +173,18 @@ class Snapshots:
         except OSError as error:  # no descriptor or no memory is left: who asked may ask again
             self._finish(job, RefusedSnapshotError(str(error)))
         else:
+            if begin is _answer:
+                self._answer(job)
             begin(partial(self._go_on, job))
             if job.slot is not None:
                 self._flush(job.slot)
 
     def _finish(self, job: _Job, error: Optional[RefusedSnapshotError]) -> None:
         self._let_go(job)
-        if error is not None:
+        if error is None:
+            self._answer(job)
+        elif not job.is_answered:
             self._driver.fail(job.frame.channel, job.frame.request_id, str(error))
-        elif job.slot is not None:
-            self._driver.reply(job.frame)
         if job.slot is None or job.slot.state == ENDING:
             return
         if isinstance(error, _SpoiltError):
@@ -190,12 +193,22 @@ class Snapshots:
             job.slot.finish_work()
             self._flush(job.slot)
 
+    def _answer(self, job: _Job) -> None:
+        """Say that it is done; what carries answers by itself."""
+        if job.slot is not None and not job.is_answered:
+            self._driver.reply(job.frame)
+        job.is_answered = True
+
     # --- taking ---------------------------------------------------------------------------------------------------
 
     def _take(self, slot: Slot, snapshot: Snapshot) -> _Work:
         slot.was_used = True
         yield from _ask_init(slot, {"op": "kill"})
-        if not (yield from self._freeze(slot, snapshot)):
+        if (yield from self._freeze(slot, snapshot)):
+            snapshot.is_whole = True
+            yield _answer  # who waits for the snapshot need not wait for its slot
+            yield from self._reopen(slot)
+        else:
             archive = self._store.new_file()
             try:
                 header = {"op": "pack", "max": min(MAX_ARCHIVE, self._store.room)}
@@ -205,10 +218,10 @@ class Snapshots:
                 raise
             snapshot.keep_archive(archive)
             _allow_memory(slot, snapshot.archive_bytes)
-        snapshot.is_whole = True
+            snapshot.is_whole = True
 
     def _freeze(self, slot: Slot, snapshot: Snapshot) -> Generator[_Step, Any, bool]:
-        """Make the slot's file system the snapshot's tree; False where that cannot be."""
+        """Make the slot's file system the snapshot's tree, and `_reopen` is next; False where that cannot be."""
         if not self._overlays or slot in self._layered:
             return False
         self._trees += 1
@@ -225,7 +238,6 @@ class Snapshots:
             snapshot.tree = ""
             return False
         snapshot.tree_bytes = answer["value"]
-        yield from self._reopen(slot)
         _allow_memory(slot, snapshot.tree_bytes)
         return True
 
@@ -268,6 +280,7 @@ class Snapshots:
         try:
             yield from self._unpack(slot, snapshot)
             if (yield from self._freeze(slot, snapshot)):
+                yield from self._reopen(slot)
                 snapshot.let_go_of_archive()
         finally:
             for resume in self._growing.pop(snapshot):
@@ -339,6 +352,11 @@ class Snapshots:
     def _drop_tree(self, tree: str) -> None:
         if self._mounter is not None:
             self._mounter.ask(_log_error, do="drop", tree=tree)
+
+
+def _answer(resume: _Resume) -> None:
+    """A step: the driver is told that the job is done, which goes on."""
+    resume(None)
 
 
 def _ask_init(

@@ -535,9 +535,10 @@ async def test_a_withdrawn_snapshot_is_not_kept(ways: Ways, way: str) -> None:
     host = await ways.start(way, "a", "b")
     await host.run("head -c 5M /dev/urandom > file")
     taken = asyncio.create_task(host.connection.take_snapshot("a", "s"))
-    await asyncio.sleep(0.001)
+    await asyncio.sleep(0)  # it has asked, and no answer can have been heard yet
     taken.cancel()
     await asyncio.wait({taken})
+    assert taken.cancelled()
     await host.run("true")
     with pytest.raises(SlotLostError, match="there is no snapshot"):
         await host.connection.restore_snapshot("b", "s")
