@@ -43,10 +43,11 @@ _IDLE_CAP = 50_000
 _SOON_S = 0.05
 """What takes longer is sent the late line."""
 _GRACEFUL_S = 0.3
-"""How long a command may take to end by itself when interrupted; what it started is killed then."""
-_FORCED_S = 1.2
-"""How long the shell may take to come back after that."""
+"""How long a command may take to end by itself when interrupted; what it started is killed soon after."""
+_SIGNALS = 13
+"""How often the shell is interrupted before it is given up."""
 _AGAIN_S = 0.1
+"""How long it may take to come back after each but the first."""
 _ERRORS, _REPORT = 59, 60
 _MARK = b"_AGENTENV_CALL"
 _MAX_REPORT = 4096
@@ -255,16 +256,19 @@ class Shell:
         """Bring the shell back from its command, or end it. Spares the background jobs that there were before."""
         self._send_late_line()
         until = time.monotonic() + _GRACEFUL_S
-        forced_until = until + _FORCED_S
-        # A shell that has not read all of a command would take the rest of it for commands.
-        while not self._unsent and until < forced_until:
+        for signals in range(_SIGNALS):
+            # A shell that has not read all of a command would take the rest of it for commands.
+            if self._unsent:
+                break
             self.recording.input(b"\x03")
             signal_quietly(-self._pid, SIGINT)
             if self._around.wait(self._is_done, until):
                 return
-            for pid in descendants_of(self._pid, jobs):
+            # Not after the first: bash heeds a signal only if the program it waits for ends of it, and one that was
+            # just beginning did not.
+            for pid in descendants_of(self._pid, jobs) if signals else ():
                 signal_quietly(pid, SIGKILL)
-            until += _AGAIN_S
+            until = time.monotonic() + _AGAIN_S
         self._is_useless = True
 
 
