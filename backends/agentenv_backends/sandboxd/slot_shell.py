@@ -43,7 +43,11 @@ _IDLE_CAP = 50_000
 _SOON_S = 0.05
 """What takes longer is sent the late line."""
 _GRACEFUL_S = 0.3
-"""How long a command may take to end by itself when interrupted; what it started is killed then."""
+"""How long a command may take to end by itself when interrupted."""
+_INTERRUPTS = 3
+"""What it started is killed after so many. A single one can be lost on a loop: one that comes as a program in it ends by
+itself is taken for that program's, and to kill the next one would have the loop end as if it were done.
+"""
 _FORCED_S = 1.2
 """How long the shell may take to come back after that."""
 _AGAIN_S = 0.1
@@ -256,14 +260,17 @@ class Shell:
         self._send_late_line()
         until = time.monotonic() + _GRACEFUL_S
         forced_until = until + _FORCED_S
+        interrupts = 0
         # A shell that has not read all of a command would take the rest of it for commands.
         while not self._unsent and until < forced_until:
             self.recording.input(b"\x03")
             signal_quietly(-self._pid, SIGINT)
             if self._around.wait(self._is_done, until):
                 return
-            for pid in descendants_of(self._pid, jobs):
-                signal_quietly(pid, SIGKILL)
+            interrupts += 1
+            if interrupts >= _INTERRUPTS:
+                for pid in descendants_of(self._pid, jobs):
+                    signal_quietly(pid, SIGKILL)
             until += _AGAIN_S
         self._is_useless = True
 
