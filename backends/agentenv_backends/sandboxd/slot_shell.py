@@ -43,7 +43,11 @@ _IDLE_CAP = 50_000
 _SOON_S = 0.05
 """What takes longer is sent the late line."""
 _GRACEFUL_S = 0.3
-"""How long a command may take to end by itself when interrupted; what it started is killed soon after."""
+"""How long a command may take to end by itself when interrupted."""
+_IN_VAIN = 2
+"""What it started is killed after so many more signals. One alone can be lost on a loop: one that comes as a program in
+it ends by itself is taken for that program's, and to kill the next one would have the loop end as if it were done.
+"""
 _SIGNALS = 13
 """How often the shell is interrupted before it is given up."""
 _AGAIN_S = 0.1
@@ -264,10 +268,9 @@ class Shell:
             signal_quietly(-self._pid, SIGINT)
             if self._around.wait(self._is_done, until):
                 return
-            # Not after the first: bash heeds a signal only if the program it waits for ends of it, and one that was
-            # just beginning did not.
-            for pid in descendants_of(self._pid, jobs) if signals else ():
-                signal_quietly(pid, SIGKILL)
+            if signals >= _IN_VAIN:
+                for pid in descendants_of(self._pid, jobs):
+                    signal_quietly(pid, SIGKILL)
             until = time.monotonic() + _AGAIN_S
         self._is_useless = True
 
