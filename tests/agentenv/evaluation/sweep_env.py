@@ -109,18 +109,11 @@ class WorkspaceEnv(SweptEnv):
         return {"given": "given"}
 
     async def verify_and_score_trajectory(
-        self,
-        item: Item,
-        final_response: str,
-        *,
-        trajectory_id: str,
-        exec_tool: Any,
-        agent_result: AgentResult | None = None,
-        workspace_meta: dict[str, Any] | None = None,
+        self, item: Item, final_response: str, **more: Any
     ) -> tuple[float, dict[str, Any]]:
-        assert workspace_meta is not None
-        found = await exec_tool(command("cat given.txt below/answer; touch judged; ls -A"))
-        wanted = [workspace_meta["given"], self.config.right, "below", "given.txt", "judged"]
+        given = more["workspace_meta"]["given"]
+        found = await more["exec_tool"](command("cat given.txt below/answer; touch judged; ls -A"))
+        wanted = [given, self.config.right, "below", "given.txt", "judged"]
         return float(found.output.split() == wanted), {"found": found.output}
 
 
