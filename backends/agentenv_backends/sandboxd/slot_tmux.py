@@ -108,7 +108,7 @@ class Tmux:
     def act(self, header: Dict[str, Any], deadline: float) -> Seen:
         """Type, wait, and look, as a request says. What is to be typed has been checked."""
         self._answer_by = deadline + _PATIENCE_S
-        seen, action = Seen(), header["action"]
+        seen, action, typed_at = Seen(), header["action"], time.monotonic()
         before = (self._output.at_prompt, self._output.prompts, self._output.commands)
         if action == "send_keys":
             self._type(header["keys"])
@@ -117,7 +117,7 @@ class Tmux:
             self._around.wait(lambda: self.has_ended, until)
         if action == "send_keys" and header["block"]:
             seen.timed_out = not self._wait_for_shell(
-                before, _submissions(header["keys"]), deadline
+                before, typed_at, _submissions(header["keys"]), deadline
             )
         if action == "stream":
             seen.output, seen.next_offset = self._output.read(header["offset"], header["max"])
@@ -205,7 +205,11 @@ class Tmux:
     # --- waiting --------------------------------------------------------------------------------------------------
 
     def _wait_for_shell(
-        self, before: Tuple[bool, int, int], submissions: int, deadline: float
+        self,
+        before: Tuple[bool, int, int],
+        typed_at: float,
+        submissions: int,
+        deadline: float,
     ) -> bool:
         """Wait until the shell is back from what was typed; False at the deadline."""
         was_at_prompt, prompts, commands = before
@@ -217,11 +221,15 @@ class Tmux:
             quiet_s = time.monotonic() - output.last_at
             if output.at_prompt:
                 begun = output.commands > commands or not was_at_prompt
-                return (begun and output.prompts >= prompted) or quiet_s >= _QUIET_S
+                # A shell shows that a line was ended; until it has, it may only be slow to.
+                answered = not submissions or was_shown or output.last_at > since
+                quiet_enough = quiet_s >= (_QUIET_S if answered else _LONG_QUIET_S)
+                return (begun and output.prompts >= prompted) or quiet_enough
             return quiet_s >= _LONG_QUIET_S and self._shell_sleeps_in_foreground()
 
         # Typed text is shown before anything comes of it; until then the terminal is not quiet.
-        output.last_at = time.monotonic()
+        was_shown = output.last_at >= typed_at
+        since = output.last_at = time.monotonic()
         while time.monotonic() < deadline:
             if self._around.wait(is_back, min(deadline, time.monotonic() + _LOOK_S)):
                 return True
