@@ -182,7 +182,7 @@ class Sweep:
             )
             spent.add(result)
             self._count_usage(result)
-            if not result.record.outcome.retryable or number == retry.attempts:
+            if result.is_final or not result.record.outcome.retryable or number == retry.attempts:
                 break
             if self.counts.stopped is not None:
                 break

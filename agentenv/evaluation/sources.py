@@ -50,6 +50,8 @@ class SampleResult:
     not counted."""
     rewards: Mapping[str, float] = field(default_factory=dict)
     """By name, where there are such."""
+    is_final: bool = False
+    """Whether another try would end the same, whatever the outcome: what it needs cannot be had."""
 
 
 class SampleSource(Protocol):

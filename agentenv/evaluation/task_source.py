@@ -189,7 +189,10 @@ class TaskDirectorySource:
     def _sample(self, result: TaskResult, trajectory_id: str, said: dict[str, str]) -> SampleResult:
         record = result.record
         if record is None:
-            return SampleResult(unstarted(trajectory_id, result.error or "the run never began"))
+            return SampleResult(
+                unstarted(trajectory_id, result.error or "the run never began"),
+                is_final=not result.should_retry,
+            )
         record = replace(record, score_metadata={**record.score_metadata, **said})
         usage = record.result.usage if record.result is not None else Usage()
         verdict = result.verifier_result

@@ -84,6 +84,7 @@ class NumbersSource:
     run_one: Run = by_seed
     price: float | None = None
     hang: bool = False
+    is_final: bool = False
     writes: bool = False
     """Whether each sample leaves files."""
     noted: list[str] = field(default_factory=list)
@@ -107,9 +108,8 @@ class NumbersSource:
         if self.writes:
             (folder / "result.json").write_text(f"{found.reward}")
         usage = found.result.usage if found.result else Usage()
-        return SampleResult(
-            found, Usage(usage.prompt_tokens, usage.completion_tokens, 0, self.price)
-        )
+        spent = Usage(usage.prompt_tokens, usage.completion_tokens, 0, self.price)
+        return SampleResult(found, spent, is_final=self.is_final)
 
     async def judge(self, task: str, record: TrajectoryRecord, folder: Path | None) -> Verdict:
         if task == "3":

@@ -159,6 +159,20 @@ async def test_infrastructure_is_tried_again_with_the_same_seed_and_never_counts
     assert {row.output_tokens for row in rows} == {60}, "what lost tries used is counted"
 
 
+async def test_what_can_never_begin_is_tried_once(tmp_path):
+    def refused(source, task, seed, trajectory_id):
+        if task != "2":
+            return by_seed(source, task, seed, trajectory_id)
+        cause = "the task wants a Windows sandbox"
+        return record(trajectory_id, None, outcome=Outcome.INFRASTRUCTURE_FAILED, cause=cause)
+
+    await sweep_into(tmp_path, config(), run_one=refused, is_final=True)
+    with SweepReader(tmp_path) as reader:
+        rows = [stored.row for stored in reader.samples()]
+    assert {row.tries for row in rows} == {1}
+    assert sum(row.reward is None for row in rows) == 4
+
+
 async def test_what_infrastructure_lost_is_taken_again_by_the_next_run(tmp_path):
     def lost(source, task, seed, trajectory_id):
         if task == "2":
