@@ -56,7 +56,7 @@ def _told(record: TrajectoryRecord) -> dict[str, Any]:
     for name in ("trajectory_id", "duration_s", "timings"):
         del values[name]
     for step in values["steps"]:
-        del step["generation_s"], step["tools_s"]
+        del step["generation_s"], step["tools_s"], step["started_at"]
     return values
 
 
