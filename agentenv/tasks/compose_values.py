@@ -1,4 +1,7 @@
-"""Values of compose files in their several spellings, brought to one. Each function raises `ValueError`."""
+"""Values of compose files in their several spellings, brought to one.
+
+Each function raises `ValueError`, also for a value of a wrong kind: so do validators.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,9 @@ from typing import Any
 
 from agentenv.tasks.templates import is_template
 
-_DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m(?!s))?(?:(\d+(?:\.\d+)?)s)?(?:(\d+(?:\.\d+)?)ms)?")
+_DURATION = re.compile(
+    r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m(?!s))?(?:(\d+(?:\.\d+)?)s)?(?:(\d+(?:\.\d+)?)ms)?"
+)
 _SECONDS = (3600.0, 60.0, 1.0, 0.001)
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([bkmg]?)(?:i?b)?", re.IGNORECASE)
 _BYTES = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
@@ -20,7 +25,7 @@ _LONGEST = 200
 def text(value: Any) -> str:
     """A value without variables: `$$` stands for a dollar sign."""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ValueError(f"{shown(value)} is no text")
+        raise ValueError(f"{shown(value)} is no text")  # noqa: TRY004 - see above
 
     def plain(found: re.Match[str]) -> str:
         if found[0] == "$$":
@@ -45,7 +50,7 @@ def texts(value: Any) -> tuple[str, ...]:
     if isinstance(value, str):
         return (text(value),)
     if not isinstance(value, list):
-        raise ValueError(f"{shown(value)} is no list of texts")
+        raise ValueError(f"{shown(value)} is no list of texts")  # noqa: TRY004 - see above
     return tuple(text(each) for each in value)
 
 
@@ -54,7 +59,7 @@ def pairs(value: Any) -> dict[str, Any]:
     if isinstance(value, dict):
         return {text(name): each for name, each in value.items()}
     if not isinstance(value, list):
-        raise ValueError(f"{shown(value)} is neither a mapping nor a list of NAME=value")
+        raise ValueError(f"{shown(value)} is neither a mapping nor a list of NAME=value")  # noqa: TRY004 - see above
     found: dict[str, Any] = {}
     for each in value:
         name, equals, own = each.partition("=") if isinstance(each, str) else ("", "", "")
@@ -86,7 +91,9 @@ def seconds(value: Any) -> float:
     found = _DURATION.fullmatch(value) if isinstance(value, str) and value else None
     if found is None:
         raise ValueError(f"{shown(value)} is no duration; write one such as 1m30s or 500ms")
-    return sum(float(part) * unit for part, unit in zip(found.groups(), _SECONDS, strict=True) if part)
+    return sum(
+        float(part) * unit for part, unit in zip(found.groups(), _SECONDS, strict=True) if part
+    )
 
 
 def megabytes(value: Any) -> int:
@@ -113,7 +120,30 @@ def dependencies(value: Any) -> tuple[str, ...]:
     return tuple(text(name) for name in value)
 
 
+def mounted(mount: Any) -> tuple[str, str]:
+    """Source and target of one of `volumes`; no source where the volume has no name."""
+    if isinstance(mount, dict):
+        odd = set(mount) - {"type", "source", "target", "read_only"}
+        if odd or mount.get("type") not in ("bind", "volume"):
+            raise ValueError(f"{shown(sorted(map(str, odd)) or mount.get('type'))} is not offered")
+        source = text(mount.get("source", ""))
+        if mount["type"] == "bind" and not source.startswith((".", "/", "~")):
+            source = f"./{source}"
+        return source, text(mount.get("target", ""))
+    source, colon, rest = text(mount).partition(":")
+    if not colon:
+        return "", source
+    target, _, mode = rest.partition(":")
+    if mode not in ("", "ro", "rw"):
+        raise ValueError(f"{shown(mount)}: {mode!r} is not offered; ro and rw are")
+    return source, target
+
+
 def shown(value: Any) -> str:
     """A value for an error's message."""
-    said = repr(value) if isinstance(value, str | int | float | bool | None) else f"a {type(value).__name__}"
+    said = (
+        repr(value)
+        if isinstance(value, str | int | float | bool | None)
+        else f"a {type(value).__name__}"
+    )
     return said if len(said) <= _LONGEST else f"{said[:_LONGEST]}..."
