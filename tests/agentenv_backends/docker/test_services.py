@@ -117,22 +117,20 @@ async def test_a_service_that_dies_is_the_hosts_loss_and_the_next_host_has_a_new
 
 
 async def test_a_start_that_is_cancelled_leaves_nothing(ground):
-    never = service(healthcheck={"test": ("CMD-SHELL", "false"), "interval_s": 1, "retries": 1000})
-    before = await existing() | await networks()
-    starting = asyncio.create_task(ground(**beside(never)))
+    check = {"test": ("CMD-SHELL", "false"), "interval_s": 1, "retries": 1000}
+    starting = asyncio.create_task(ground(**beside(service("stuck", healthcheck=check))))
 
-    async def waits():
-        return any(name.endswith("-db") for name in await existing() - before)
+    async def stuck():
+        return {name for name in await existing() if name.endswith("-stuck")}
 
-    await eventually(waits)
-    made = await existing() | await networks()
-    mine = {name for name in made - before if name.endswith("-db")}
+    await eventually(stuck)
+    hosts = [name.removesuffix("-stuck") for name in await stuck()]
     starting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await starting
 
     async def gone():
-        return not await left_of([name.removesuffix("-db") for name in mine])
+        return not await left_of(hosts)
 
     await eventually(gone)
 
