@@ -116,6 +116,11 @@ class ServiceConfig(_Frozen):
             raise ValueError(
                 f"service {self.name}: files are copied in, which read_only_root does not let"
             )
+        for path in (*self.volumes, *self.tmpfs):
+            if ":" in path:
+                raise ValueError(
+                    f"service {self.name}: {path!r} must be a path alone, without settings"
+                )
         for path in (*self.files, *self.volumes, *self.tmpfs):
             if not path.startswith("/") or ".." in path.split("/") or path == "/":
                 raise ValueError(f"service {self.name}: {path!r} is no absolute path")

@@ -96,9 +96,12 @@ class DockerProvider:
                 )
                 if not examination.may_have_quotas(info):
                     self._give_up_quotas(str(info.get("Driver")))
+                services = await self._images_of_services(engine)
                 host = await self._try_out(engine, image)
                 config = self._config
-                await self._prepare_services(engine)
+                ground = self._ground
+                images = ServiceImages(services, ground.image_id, ground.python)
+                self._ground = replace(ground, services=images if services else None)
         except (EngineError, HostStartError) as error:
             raise BackendUnavailableError(f"the docker backend cannot work: {error}") from error
         await host.close()
@@ -111,10 +114,8 @@ class DockerProvider:
             self.snapshot_cache = WorkspaceImages(config, image["Id"])
         return examination.capabilities(config, info, host.facts)
 
-    async def _prepare_services(self, engine: Engine) -> None:
-        """Their images. Raises `BackendUnavailableError` or `EngineError`."""
-        if not self._config.services:
-            return
+    async def _images_of_services(self, engine: Engine) -> dict[str, str]:
+        """By the services' names. Raises `BackendUnavailableError` or `EngineError`."""
         images = {}
         for service in self._config.services:
             own = {
@@ -127,12 +128,8 @@ class DockerProvider:
                 image = await provide_image(engine, self._config.model_copy(update=own))
             except BackendUnavailableError as error:
                 raise BackendUnavailableError(f"service {service.name}: {error}") from error
-            images[service.name] = image["Id"]
-        ground = self._ground
-        assert ground is not None
-        self._ground = replace(
-            ground, services=ServiceImages(images, ground.image_id, ground.python)
-        )
+            images[service.name] = str(image["Id"])
+        return images
 
     async def _try_out(self, engine: Engine, image: Mapping[str, Any]) -> HostConnection:
         """The first host, with a size where its engine can give it one."""

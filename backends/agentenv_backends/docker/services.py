@@ -210,14 +210,15 @@ class Services:
 
     async def _ready(self, name: str, running: _Running) -> None:
         while not running.ended.is_set():
-            described = await self._engine.describe(running.name)
-            health = ((described or {}).get("State") or {}).get("Health") or {}
+            state = ((await self._engine.describe(running.name)) or {}).get("State") or {}
+            health = state.get("Health") or {}
             checks = health.get("Log") or [{}]
             self._waiting_for[name] = str(checks[-1].get("Output") or "").strip()[-500:]
             status = health.get("Status", "none")
-            if described is not None and status in (_HEALTHY, "none"):
+            # One that does not run any more is called unhealthy too: then why it ended is about to be known.
+            if state.get("Running") and status in (_HEALTHY, "none"):
                 return
-            if status == _UNHEALTHY:
+            if state.get("Running") and status == _UNHEALTHY:
                 raise HostStartError(
                     f"service {name} is not healthy: its last check said {self._waiting_for[name] or 'nothing'!r}; its "
                     f"last output: {running.said()}"

@@ -148,6 +148,7 @@ def test_a_file_of_services_alone_leaves_the_sandbox_to_the_task(tmp_path):
         ({"depends_on": {"db": {"condition": "service_completed_successfully"}}}, "db.depends_on", "is not offered"),
         ({"healthcheck": {"test": ["curl"]}}, "db.healthcheck.test", "begins with CMD"),
         ({"healthcheck": {"test": "x", "interval": "soon"}}, "db.healthcheck.interval", "is no duration"),
+        ({"tmpfs": "/run:size=1g"}, "db", "must be a path alone"),
         ({"mem_limit": "much"}, "db.mem_limit", "is no size"),
         ({"image": None}, "db", "has neither image nor build"),
         ({"build": "none"}, "db.build.context", "there is no such"),

@@ -8,7 +8,7 @@ import pytest
 
 from agentenv_backends.docker import owners
 from agentenv_backends.docker.engine import Engine
-from agentenv_backends.errors import HostLostError, HostStartError
+from agentenv_backends.errors import BackendUnavailableError, HostLostError, HostStartError
 from tests.agentenv_backends.docker.real import end_driver, eventually, existing, start_driver
 from tests.docker_engine import IMAGE, needs_engine
 from tests.waiting import WITHIN_S
@@ -94,6 +94,11 @@ async def test_a_service_that_is_waited_for_comes_first(ground):
 async def test_a_service_that_does_not_come_up_is_named_with_what_it_said(ground, more, told):
     with pytest.raises(HostStartError, match=f"(?s){told}"):
         await ground(**beside(service(**more)))
+
+
+async def test_a_service_without_an_image_is_named(ground):
+    with pytest.raises(BackendUnavailableError, match=r"service db: .* no image 'agentenv-none:1'"):
+        await ground(**beside(service(image="agentenv-none:1")))
 
 
 async def test_a_service_that_dies_is_the_hosts_loss_and_the_next_host_has_a_new_one(
