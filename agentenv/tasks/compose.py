@@ -154,8 +154,9 @@ class _Reading:
     # ---- the text ----
 
     def _content(self) -> dict[str, Any]:
+        text = read_text(self._root, self._name) or ""
         try:
-            content = parse_yaml(read_text(self._root, self._name) or "", most_values=MAX_VALUES)
+            content = parse_yaml(text, most_values=MAX_VALUES)
         except ValueError as error:
             raise TaskFormatError([f"{self._name}: {error}"]) from error
         if not isinstance(content, dict) or not isinstance(content.get("services"), dict):

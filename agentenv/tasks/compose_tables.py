@@ -12,6 +12,7 @@ Text = Annotated[str, BeforeValidator(values.text)]
 Texts = Annotated[tuple[str, ...], BeforeValidator(values.texts)]
 Words = Annotated[tuple[str, ...], BeforeValidator(values.words)]
 Megabytes = Annotated[int, BeforeValidator(values.megabytes)]
+Processors = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Seconds = Annotated[float, BeforeValidator(values.seconds)]
 
 
@@ -40,7 +41,7 @@ class HealthcheckTable(_Table):
 
 
 class _Limits(_Table):
-    cpus: float | None = None
+    cpus: Processors | None = None
     memory: Megabytes | None = None
 
 
@@ -73,7 +74,7 @@ class ServiceTable(_Table):
     volumes: list[Any] = Field(default=[])
     tmpfs: Texts = ()
     mem_limit: Megabytes | None = None
-    cpus: float | None = None
+    cpus: Processors | None = None
     deploy: _Deploy = _Deploy()
     shm_size: Megabytes | None = None
     read_only: bool = False

@@ -44,7 +44,7 @@ class ServiceConfig(_Frozen):
     name: str = Field(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}$")
     """What others reach it by."""
 
-    image: str | None = None
+    image: str | None = Field(default=None, min_length=1)
     """What its container is made from; or `dockerfile`."""
 
     dockerfile: Path | None = None
@@ -98,7 +98,7 @@ class ServiceConfig(_Frozen):
     shm_mb: int = Field(default=64, ge=1)
     """Size of its /dev/shm."""
 
-    cpus: float | None = Field(default=None, gt=0)
+    cpus: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Processors; None: as many as the machine has."""
 
     max_processes: int = Field(default=512, ge=8)

@@ -150,6 +150,8 @@ def test_a_file_of_services_alone_leaves_the_sandbox_to_the_task(tmp_path):
         ({"healthcheck": {"test": "x", "interval": "soon"}}, "db.healthcheck.interval", "is no duration"),
         ({"tmpfs": "/run:size=1g"}, "db", "must be a path alone"),
         ({"mem_limit": "much"}, "db.mem_limit", "is no size"),
+        ({"cpus": float("inf")}, "db.cpus", "finite"),
+        ({"image": ""}, "db.image", "at least 1 character"),
         ({"image": None}, "db", "has neither image nor build"),
         ({"build": "none"}, "db.build.context", "there is no such"),
         ({"build": {"context": "db", "target": "x"}}, "db.build.target", "is not offered"),
@@ -157,6 +159,7 @@ def test_a_file_of_services_alone_leaves_the_sandbox_to_the_task(tmp_path):
 )  # fmt: skip
 def test_what_is_not_sound_is_refused_with_its_place(tmp_path, service, place, reason):
     text = json.dumps({"services": {"main": SMALL, "db": {**SMALL, **service}}})
+    text = text.replace("Infinity", ".inf")  # as YAML spells it
     problems = check_task(task_with(tmp_path, text)).problems
     assert len(problems) == 1, problems
     assert place in problems[0]
