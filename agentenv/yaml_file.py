@@ -31,6 +31,45 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def parse_yaml(text: str, *, most_values: int) -> Any:
+    """What YAML text from anywhere holds.
+
+    Raises `ValueError` where it is no YAML, a key stands twice, or there are more than `most_values` values once what
+    is named by anchors stands wherever it is referred to.
+    """
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _values_in(node, {}) > most_values:
+            raise ValueError(
+                f"more than {most_values} values, those of its anchors counted where they are used"
+            )
+        return loader.construct_document(node)
+    except (yaml.YAMLError, TypeError) as error:
+        raise ValueError(" ".join(str(error).split())) from error
+    except RecursionError:
+        raise ValueError("lists or mappings nested too deep") from None
+
+
+def _values_in(node: yaml.Node, counted: dict[int, int]) -> int:
+    """How many values there are below a node, itself included. Raises `ValueError` for one that holds itself."""
+    known = counted.get(id(node))
+    if known is not None:
+        if not known:
+            raise ValueError("an anchor stands for something that it is a part of")
+        return known
+    counted[id(node)] = 0
+    total = 1
+    if isinstance(node, yaml.MappingNode):
+        total += sum(_values_in(each, counted) for pair in node.value for each in pair)
+    elif isinstance(node, yaml.SequenceNode):
+        total += sum(_values_in(each, counted) for each in node.value)
+    counted[id(node)] = total
+    return total
+
+
 def load_yaml(path: Path) -> Any:
     """What a YAML file holds; an empty mapping for an empty file. Raises `ConfigError` naming the file."""
     try:

@@ -5,6 +5,7 @@
 
 models.py         the tables of task.toml; rules.py: single values in it
 loader.py         a directory as a `TaskDirectory`, with everything that is wrong with it
+compose.py        services beside the sandbox; compose_tables.py, compose_values.py: how they are written
 running.py        `run_task` and what it leaves; rolling.py: the rollout, on top of `agentenv.rollout`
 stepping.py       steps as one rollout; preparation.py and verification.py: before and after the agent
 backend_values.py an `[environment]` as a backend's configuration; places.py: such a backend in use

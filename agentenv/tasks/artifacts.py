@@ -60,7 +60,7 @@ class Collection:
         destination = PurePosixPath(artifact.destination or str(path).lstrip("/"))
         kind, status = "file", "failed"
         if artifact.service not in (None, MAIN_SERVICE):
-            self._warn(artifact, f"there is no service {artifact.service}")
+            self._warn(artifact, f"nothing is fetched from service {artifact.service}")
         elif any(_overlap(destination, claim) for claim in self._claims):
             status = "skipped"
         else:

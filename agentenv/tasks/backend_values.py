@@ -5,7 +5,7 @@ Nothing of a task is left out silently: what is given in a weaker form than it s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from agentenv.tasks.errors import TaskUnsupportedError
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
+    from agentenv.tasks.compose import MainService
     from agentenv.tasks.models import EnvironmentTable, User
     from agentenv.tasks.options import RunOptions
 
@@ -64,9 +65,12 @@ class Place:
     """Of every command, with templates resolved."""
     user: User | None
     dockerfile: Path | None
-    compose_file: Path | None
     host_image: bool
     """A machine's own programs may stand in for an image."""
+    main: MainService | None = None
+    """What a compose file says of the sandbox."""
+    services: tuple[Mapping[str, Any], ...] = ()
+    """Of a compose file, as values of `ServiceConfig`."""
 
     @property
     def as_root(self) -> bool:
@@ -86,6 +90,7 @@ def backend_values(
             f"tasks run on the backends {', '.join(PROVIDERS)}; {provider!r} is none of them"
         )
     _check_what_is_not_offered(place, provider)
+    place = _as_compose_says(place)
     if "image" in options.backend and provider != "local":
         place = _with_image(place, options.backend["image"])
     values = _VALUES[provider](place, options)
@@ -135,13 +140,22 @@ def _check_what_is_not_offered(place: Place, provider: str) -> None:
     missing = {
         'os = "windows"': environment.os != "linux",
         "a tpu": environment.tpu is not None,
-        "a docker-compose file (several services)": place.compose_file is not None,
     }
     for what, wanted in missing.items():
         if wanted:
             raise TaskUnsupportedError(
                 f"the task's environment wants {what}, which no backend offers"
             )
+    if (place.services or place.main is not None) and provider != "docker":
+        raise TaskUnsupportedError(
+            "the task's environment wants a docker-compose file (several services), which the "
+            f"{provider} backend does not offer: run it on docker"
+        )
+    if place.services and _listed(environment):
+        raise TaskUnsupportedError(
+            'the task has services and network_mode = "allowlist": services and sandbox are in a network of their own, '
+            "which leads out to everywhere (public) or nowhere (no-network)"
+        )
     if environment.gpus and provider != "modal":
         raise TaskUnsupportedError(
             f"the task's environment wants gpus = {environment.gpus}, which the {provider} backend does not offer: "
@@ -152,9 +166,23 @@ def _check_what_is_not_offered(place: Place, provider: str) -> None:
 def _with_image(place: Place, image: Any) -> Place:
     """The same in the image that the caller gives in place of the task's."""
     environment = place.environment.model_copy(update={"docker_image": str(image)})
-    return Place(
-        environment, place.variables, place.user, None, place.compose_file, place.host_image
-    )
+    return replace(place, environment=environment, dockerfile=None, main=None)
+
+
+def _as_compose_says(place: Place) -> Place:
+    """The same with what a compose file says of the sandbox: its image, and its limits where task.toml has none."""
+    main, environment = place.main, place.environment
+    if main is None:
+        return place
+    changes: dict[str, Any] = {
+        "workdir": environment.workdir or main.working_dir,
+        "memory_mb": environment.memory_mb or main.memory_mb,
+        "cpus": environment.cpus or main.cpus,
+    }
+    dockerfile = place.dockerfile
+    if main.image is not None or main.dockerfile is not None:
+        changes["docker_image"], dockerfile = main.image, main.dockerfile
+    return replace(place, environment=environment.model_copy(update=changes), dockerfile=dockerfile)
 
 
 # ---- the backends ----
@@ -182,6 +210,20 @@ def _docker_values(place: Place, options: RunOptions) -> dict[str, Any]:
         "pull_timeout_s": environment.build_timeout_sec,
         "allow_network": _allows_network(environment),
         **_allow_list(environment, networks=False),
+        **_services(place),
+    }
+
+
+def _services(place: Place) -> dict[str, Any]:
+    """With services, a sandbox takes as long to start as they take to be ready."""
+    if not place.services:
+        return {}
+    ready_s = place.environment.build_timeout_sec
+    return {
+        "services": list(place.services),
+        "min_hosts": 0,
+        "launch_timeout_s": ready_s,
+        "acquire_timeout_s": ready_s + _ACQUIRE_S["docker"],
     }
 
 
@@ -313,7 +355,11 @@ def _image_or_build(place: Place) -> dict[str, Any]:
         raise TaskUnsupportedError(
             "the task names no docker_image, and its environment/ has no Dockerfile: nothing says what to run it in"
         )
-    return {"dockerfile": place.dockerfile, "build_context": place.dockerfile.parent}
+    built = {"dockerfile": place.dockerfile, "build_context": place.dockerfile.parent}
+    main = place.main
+    if main is not None and main.dockerfile == place.dockerfile:
+        return {**built, "build_context": main.build_context, "build_args": dict(main.build_args)}
+    return built
 
 
 def _allows_network(environment: EnvironmentTable) -> bool:

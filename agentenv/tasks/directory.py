@@ -8,6 +8,7 @@ from pathlib import Path  # noqa: TC003 - a field's type
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from agentenv.tasks.compose import Compose
     from agentenv.tasks.files import InputFile
     from agentenv.tasks.models import AgentTable, Artifact, Healthcheck, TaskConfig, VerifierTable
 
@@ -58,7 +59,8 @@ class TaskDirectory:
     environment_files: tuple[InputFile, ...]
     """Of environment/: an image's build context, or files for the working directory."""
     dockerfile: Path | None
-    compose_file: Path | None
+    compose: Compose | None
+    """Of environment/docker-compose.yaml: services beside the sandbox."""
     prior_trajectory: Path | None
     """trajectory.json: what the agent is to go on from."""
     checksum: str
@@ -82,5 +84,5 @@ class TaskDirectory:
         return (
             self.config.environment.docker_image is not None
             and self.dockerfile is None
-            and self.compose_file is None
+            and self.compose is None
         )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
 
+from agentenv.tasks.compose import COMPOSE_FILES, Compose, read_compose
 from agentenv.tasks.directory import Profile, StepInput, TaskDirectory
 from agentenv.tasks.errors import TaskFormatError
 from agentenv.tasks.files import (
@@ -30,7 +31,6 @@ INSTRUCTION = "instruction.md"
 TRAJECTORY = "trajectory.json"
 DEFAULT_IMAGE = "ubuntu:22.04"
 """Of tasks in the AgentRunner profile."""
-_COMPOSE_FILES = ("docker-compose.yaml", "docker-compose.yml")
 _CANARY = re.compile(r"^\s*(<!--.*canary.*-->|#.*canary.*)\s*$", re.IGNORECASE)
 _AGENT_RUNNER_DEFAULTS: dict[str, dict[str, Any]] = {
     "agent": {"timeout_sec": 120.0},
@@ -87,6 +87,7 @@ class _Loading:
         self._warnings += [f"{TASK_FILE}: {key} is not known" for key in unknown_keys(config)]
         environment = self._environment()
         steps = tuple(self._step(step) for step in config.steps) or (self._single_step(),)
+        compose = self._compose()
         prior = self._prior_trajectory()
         self._note(TASK_FILE)
         self._raise_problems()
@@ -98,7 +99,7 @@ class _Loading:
             steps=steps,
             environment_files=tuple(environment),
             dockerfile=self._environment_file("Dockerfile"),
-            compose_file=self._compose_file(),
+            compose=compose,
             prior_trajectory=prior,
             checksum=self._checksum(),
             warnings=tuple(dict.fromkeys(self._warnings)),
@@ -160,8 +161,20 @@ class _Loading:
         return path if path.is_file() else None
 
     def _compose_file(self) -> Path | None:
-        found = (self._environment_file(name) for name in _COMPOSE_FILES)
+        found = (self._environment_file(name) for name in COMPOSE_FILES)
         return next((path for path in found if path is not None), None)
+
+    def _compose(self) -> Compose | None:
+        path = self._compose_file()
+        if path is None or self._problems:
+            return None
+        try:
+            compose = read_compose(self._root, f"environment/{path.name}")
+        except TaskFormatError as error:
+            self._problems += error.problems
+            return None
+        self._warnings += compose.warnings
+        return compose
 
     def _prior_trajectory(self) -> Path | None:
         names = [TRAJECTORY]
@@ -240,7 +253,7 @@ class _Loading:
             return True
         if verifier.mode != "separate" or verifier.environment is None:
             return False
-        bundled = ("Dockerfile", *_COMPOSE_FILES)
+        bundled = ("Dockerfile", *COMPOSE_FILES)
         return verifier.environment.docker_image is not None or any(
             (self._root / "tests" / name).is_file() for name in bundled
         )

@@ -57,9 +57,15 @@ def _backend(values: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """None where no sandbox was asked for, as the task was refused."""
     if values is None:
         return None
-    names = sorted(values.get("variables", ()))
-    plain: dict[str, Any] = _plain({**values, "variables": names})
+    shown = _names_of_variables(values)
+    if "services" in values:
+        shown["services"] = [_names_of_variables(each) for each in values["services"]]
+    plain: dict[str, Any] = _plain(shown)
     return plain
+
+
+def _names_of_variables(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {**values, "variables": sorted(values.get("variables", ()))}
 
 
 def _plain(value: Any) -> Any:

@@ -12,6 +12,7 @@ from agentenv.rollout import RolloutLimits, RolloutRecord, finish, rollout
 from agentenv.task import Task
 from agentenv.tasks.agents import SessionRequest
 from agentenv.tasks.backend_values import Place, backend_values, unlimited_storage, weaker
+from agentenv.tasks.compose import COMPOSE_FILES
 from agentenv.tasks.errors import TaskUnsupportedError
 from agentenv.tasks.options import LONGEST_S
 from agentenv.tasks.preparation import prepare_sandbox, working_directory
@@ -82,6 +83,12 @@ class TaskRollout:
         """The configuration of the backend it needs. Raises `TaskUnsupportedError`: for the task, or for the agent."""
         environment = self.task.config.environment
         variables = resolved(environment.env, self.environ, "environment.env")
+        compose = self.task.compose
+        if compose is not None:
+            variables = {**compose.main.variables(self.environ), **variables}
+        services = compose.service_values(self.environ) if compose is not None else ()
+        for service in services:
+            self.folder.know_secrets(secrets_of(service["variables"]))
         self.folder.know_secrets(secrets_of(variables))
         self._check_agent()
         self._check_phases()
@@ -91,8 +98,9 @@ class TaskRollout:
             variables,
             self.task.steps[0].agent.user,
             None if environment.docker_image else self.task.dockerfile,
-            self.task.compose_file,
             self._host_image_accepted(),
+            compose.main if compose is not None else None,
+            services,
         )
         values = backend_values(place, self.provider, self.options, sandboxes=self.sandboxes)
         shared = any(step.verifier.mode == "shared" and step.tests for step in self.task.steps)
@@ -199,6 +207,9 @@ class TaskRollout:
         table = run.step.verifier.environment
         environment = table or self.task.config.environment
         variables = resolved(environment.env, run.environ, "verifier.environment.env")
+        main = self.task.compose.main if self.task.compose is not None and table is None else None
+        if main is not None:
+            variables = {**main.variables(run.environ), **variables}
         run.folder.know_secrets(secrets_of(variables))
         dockerfile = run.verifier_dockerfile or self.task.dockerfile
         place = Place(
@@ -206,8 +217,8 @@ class TaskRollout:
             variables,
             run.step.verifier.user,
             None if environment.docker_image else dockerfile,
-            None,
             self._host_image_accepted(),
+            main,
         )
         options = self.options
         if table is not None and "image" in options.backend:
@@ -244,6 +255,7 @@ class TaskRollout:
                         f"{what}.network_mode is {table.network_mode} in an environment that is {network[0]}: no "
                         "backend changes the network of a running sandbox; give the verifier an environment of its own"
                     )
+            self._check_verifier_services(step)
             user = step.verifier.user
             if shared and user not in (None, step.agent.user):
                 raise TaskUnsupportedError(
@@ -254,6 +266,15 @@ class TaskRollout:
                 raise TaskUnsupportedError(
                     "steps name different agent.users: a sandbox has one user for its whole life"
                 )
+
+    def _check_verifier_services(self, step: StepInput) -> None:
+        tests = self.task.path / "tests"
+        own = [name for name in COMPOSE_FILES if (tests / name).is_file()]
+        if own and step.verifier.environment is not None:
+            raise TaskUnsupportedError(
+                f"tests/{own[0]} gives the verifier services of its own, which no backend offers: build what the tests "
+                "need into tests/Dockerfile, or start it in tests/test.sh"
+            )
 
     def _check_agent(self) -> None:
         prior, agent = self.task.prior_trajectory, self.agent

@@ -181,7 +181,9 @@ class _Attempt:
         await folder.write_json("result.json", result.model_dump(mode="json"))
         if result.record is not None:
             await write_rollout(folder, self.rollout, result.record)
-        await folder.write_text("trial.log", "\n".join([*sorted(self.log), *result.warnings, ""]))
+        # Of one millisecond they stay in the order in which they were noted, and the end is the end.
+        events = sorted(self.log, key=lambda line: (line.partition(" ")[0], line.endswith(" end")))
+        await folder.write_text("trial.log", "\n".join([*events, *result.warnings, ""]))
         info = result.exception_info
         if info is not None:
             text = info.exception_traceback or f"{info.exception_type}: {info.exception_message}"

@@ -133,7 +133,7 @@ class Judge:
     async def _run_hooks(self, run: TaskRun) -> None:
         for hook in run.step.verifier.collect:
             if hook.service != MAIN_SERVICE:
-                run.warnings.append(f"collect: there is no service {hook.service}")
+                run.warnings.append(f"collect: nothing is run in service {hook.service}")
                 continue
             done = await run.sandbox.run(hook.command, timeout_s=hook.timeout_sec)
             if done.exit_code or done.explanation:

@@ -229,6 +229,11 @@ class HostConnection(SnapshotCalls, asyncio.Protocol):
         self._lease_timer = self._loop.call_later(interval_s, self._renew_lease, interval_s)
         self._write(frames.encode(frames.PING))
 
+    def give_up(self, reason: str) -> None:
+        """The host is of no use any more, though its server may run: it is lost for this reason, and ends."""
+        self._lose(reason)
+        self.abort()
+
     async def _close(self) -> None:
         try:
             if self._lost_reason is None and self._goodbye_s:

@@ -3,6 +3,7 @@
     parse_backend_config({"type": "local", "slots": 8}).build()
 
 pool.py     what all of them have in common
+services.py services beside a host
 local.py, docker.py, ...    one each
 
 A new backend is one module here, added to `AnyBackendConfig`, `_OFFERED` and `BackendConfig`; its `build`

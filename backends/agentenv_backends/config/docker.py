@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from agentenv_backends.config.pool import PoolConfig, needs_extra
+from agentenv_backends.config.services import ServiceConfig, order_of
 from agentenv_backends.config.surroundings import SlotSurroundings
 
 if TYPE_CHECKING:
@@ -102,6 +103,10 @@ class DockerConfig(PoolConfig, SlotSurroundings):
     cpus: float | None = Field(default=None, gt=0)
     """Processors of a container, which its slots share; None: as many as the machine has."""
 
+    services: tuple[ServiceConfig, ...] = ()
+    """Containers beside each main one, in a network that they have to themselves: without `allow_network` nothing else
+    is in reach. Each trajectory gets its own; needs `slots` 1, and `read_only_root` false or `run_as_root` true."""
+
     workspace_images: int = Field(default=32, ge=0)
     """Prepared workspaces (`AgentEnv.workspace_key`) that the engine keeps for later runs; those not used for longest
     go first. 0: none are kept."""
@@ -188,6 +193,22 @@ class DockerConfig(PoolConfig, SlotSurroundings):
             raise ValueError(
                 f"network_allow_list and network {self.network!r}: with a list, containers are in no network at all; "
                 "leave out one of them"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_services(self) -> Self:
+        if not self.services:
+            return self
+        order_of(self.services)
+        if not self.single_use_hosts:
+            raise ValueError(
+                "services need a container for each trajectory, or the next would find what the last did to them: set "
+                "slots 1, and read_only_root false or run_as_root true"
+            )
+        if self.network is not None or self.network_allow_list:
+            raise ValueError(
+                "services are in a network of their own: leave out network and network_allow_list"
             )
         return self
 

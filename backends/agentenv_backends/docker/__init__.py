@@ -4,6 +4,7 @@ engine.py      our calls to the engine, each with a deadline
 images.py      which image: pulled, or built from a Dockerfile
 workspaces.py  prepared workspaces that the engine keeps for later runs
 containers.py  what a container is created with: pure functions
+services.py    containers beside a host's main one; service_options.py: what they are created with
 owners.py      whose a container is, and what a sweep may remove
 egress.py      the only way out of a container with a network allow-list
 stream.py      the stream to a container's main process, as an asyncio transport

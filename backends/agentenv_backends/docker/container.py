@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from agentenv_backends._uids import UidRange
     from agentenv_backends.allow_list import AllowList
     from agentenv_backends.docker.engine import Engine
+    from agentenv_backends.docker.services import Services
     from agentenv_backends.sandboxd.settings import HostSettings
 
 _log = logging.getLogger(__name__)
@@ -32,6 +33,8 @@ _LEFT = (
     "next start or `agentenv cleanup` removes"
 )
 _PROXY_S = 20.0
+_LEAST_S = 5.0
+"""For the server's greeting, however long services took."""
 _PROXY_USER = "65534:65534"
 _GRACE_S = 5.0
 """How much later than a request's own deadline its answer is given up."""
@@ -47,9 +50,13 @@ class Container:
         uids: UidRange | None,
         allowed: AllowList | None = None,
         python: Sequence[str] = IMAGES_PYTHON,
+        services: Services | None = None,
     ) -> None:
-        """`allowed` is what a container without network may reach all the same; `python` starts an interpreter."""
+        """`allowed` is what a container without network may reach all the same; `python` starts an interpreter;
+        `services` are started before it, and end with it.
+        """
         self.name = name
+        self._services = services
         self._python = python
         self._allowed = allowed
         self._egress: Egress | None = None
@@ -70,6 +77,10 @@ class Container:
         if settings.max_lifetime_s is not None:
             now = asyncio.get_running_loop().time()
             connection.expires_at = now + settings.max_lifetime_s
+        if self._services is not None:
+            began = asyncio.get_running_loop().time()
+            await self._services.bring_up(connection.give_up, timeout_s)
+            timeout_s = max(timeout_s - (asyncio.get_running_loop().time() - began), _LEAST_S)
         how_it_ended = partial(self._engine.how_it_ended, self.name)
         self._stream = stream = AttachedStream(connection, how_it_ended)
         self._creating = asyncio.create_task(self._engine.create(self.name, options))
@@ -123,7 +134,7 @@ class Container:
                     stream.abort()
             if self._egress is not None:
                 await self._egress.close()
-            await self._engine.remove(self.name, after=self._creating)
+            await self._remove_containers()
         except EngineError as error:
             raise EngineError(f"{error}; {_LEFT}", transient=error.transient) from error
         finally:
@@ -132,6 +143,17 @@ class Container:
             await self._engine.close()
             if self._uids is not None:
                 self._uids.release()
+
+    async def _remove_containers(self) -> None:
+        main = self._engine.remove(self.name, after=self._creating)
+        if self._services is None:
+            await main
+            return
+        results = await asyncio.gather(main, self._services.remove(), return_exceptions=True)
+        for result in results:
+            if result is not None:
+                raise result
+        await self._services.remove_network()
 
     async def undo(self) -> None:
         """`remove` for a launch that failed, of which there is better to tell than of this."""

@@ -74,7 +74,7 @@ def host_settings(
         open_files=config.open_files,
         folders=config.folders,
         variables=config.plain_variables,
-        allow_network=config.open_network,
+        allow_network=config.open_network or bool(config.services),
         proxy=PROXY_URL if config.network_allow_list else "",
         uid_base=uid_base,
         uid_count=uid_count,
@@ -89,7 +89,10 @@ def create_options(
     labels: Mapping[str, str],
     python: Sequence[str] = IMAGES_PYTHON,
 ) -> dict[str, Any]:
-    """The body of the engine's `create` call. `python` is what starts an interpreter in the container."""
+    """The body of the engine's `create` call. `python` is what starts an interpreter in the container.
+
+    With services, `service_options.joined` puts it into their network.
+    """
     return {
         "Image": image_id,
         "Entrypoint": list(boot_command(python)),
@@ -138,8 +141,8 @@ def _host_config(config: DockerConfig) -> dict[str, Any]:
             {"Name": "core", "Soft": 0, "Hard": 0},
         ],
         "Tmpfs": _tmpfs(config),
-        **_quota(config.root_disk_mb),
-        **_cpu(config.cpus),
+        **quota(config.root_disk_mb),
+        **cpu_share(config.cpus),
         **_ipc(config),
     }
 
@@ -173,11 +176,13 @@ def _tmpfs(config: DockerConfig) -> dict[str, str]:
     return mounts
 
 
-def _quota(root_disk_mb: int | None) -> dict[str, Any]:
+def quota(root_disk_mb: int | None) -> dict[str, Any]:
+    """What a container may write to its own file system, where the engine's storage has quotas."""
     return {} if root_disk_mb is None else {"StorageOpt": {"size": f"{root_disk_mb}m"}}
 
 
-def _cpu(cpus: float | None) -> dict[str, int]:
+def cpu_share(cpus: float | None) -> dict[str, int]:
+    """Processors of a container; None: a share of all."""
     return {"CpuShares": 1024} if cpus is None else {"NanoCpus": int(cpus * _SECOND_NS)}
 
 

@@ -16,6 +16,7 @@ from typing import IO, TYPE_CHECKING, Any, Self, TypeVar
 import aiodocker
 import aiohttp
 
+from agentenv_backends.docker._network_calls import REMOVAL_S, NetworkCalls
 from agentenv_backends.errors import EngineError
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ _log = logging.getLogger(__name__)
 
 CALL_S = 30.0
 """Deadline of a call that has none of its own; the engine answers most within milliseconds."""
-REMOVAL_S = 6.0
 _LOOK_S = 0.25
 _STANDSTILL_S = 1.5
 """An engine that does not even say its version for so long stands still: nothing is to be waited for."""
@@ -72,7 +72,7 @@ class ImageEntry:
     """When it was made or named last, as text that sorts."""
 
 
-class Engine:
+class Engine(NetworkCalls):
     """One client of a container engine, for use in an `async with`.
 
     `url` is `unix://`, `tcp://` or `ssh://`; None: as the `docker` command finds it (DOCKER_HOST, its context, the

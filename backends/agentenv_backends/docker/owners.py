@@ -1,6 +1,6 @@
-"""Whose a container is, as its labels tell, what is a leftover, and the sweep that removes those.
+"""Whose a container or a network is, as its labels tell, what is a leftover, and the sweep that removes those.
 
-An owner is a driver. Containers of one that is not certainly dead are left alone until they have expired.
+An owner is a driver. What belongs to one that is not certainly dead are left alone until they have expired.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from agentenv_backends.errors import EngineError
 from agentenv_backends.host import Leftover
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from agentenv_backends.docker._network_calls import NetworkEntry
     from agentenv_backends.docker.engine import ContainerEntry, Engine
 
 _log = logging.getLogger(__name__)
@@ -38,14 +41,19 @@ def is_leftover(container: ContainerEntry, now: float) -> bool:
     """
     if container.state in _IDLE_STATES and now - container.created > STALE_S:
         return True
-    owner = Owner.read(container.labels.get(OWNER_LABEL, ""))
+    return is_abandoned(container, now)
+
+
+def is_abandoned(thing: ContainerEntry | NetworkEntry, now: float) -> bool:
+    """Whether its owner is certainly dead, or it has expired."""
+    owner = Owner.read(thing.labels.get(OWNER_LABEL, ""))
     if owner is not None and owner.is_dead():
         return True
-    expires = container.labels.get(EXPIRES_LABEL, "")
+    expires = thing.labels.get(EXPIRES_LABEL, "")
     return expires.isdecimal() and now > float(expires)
 
 
-def owner_name(container: ContainerEntry) -> str:
+def owner_name(container: ContainerEntry | NetworkEntry) -> str:
     """Who made it, for people."""
     owner = Owner.read(container.labels.get(OWNER_LABEL, ""))
     run = container.labels.get(RUN_LABEL, "?")
@@ -53,22 +61,31 @@ def owner_name(container: ContainerEntry) -> str:
 
 
 async def sweep(engine: Engine, *, remove: bool) -> tuple[Leftover, ...]:
-    """Find containers of dead runs, and remove them if asked to. Raises `EngineError`."""
+    """Find containers and networks of dead runs, and remove them if asked to. Raises `EngineError`."""
     now = time.time() + await engine.clock_offset_s()
-    found = [
-        entry for entry in await engine.list_containers(OWNER_LABEL) if is_leftover(entry, now)
+    containers = [
+        each for each in await engine.list_containers(OWNER_LABEL) if is_leftover(each, now)
     ]
-    gone = [remove and await _removed(engine, entry.name) for entry in found]
+    networks = [each for each in await engine.list_networks(OWNER_LABEL) if is_abandoned(each, now)]
+    swept = [await _swept("container", each, engine.remove, remove=remove) for each in containers]
     return tuple(
-        Leftover("container", entry.name, owner_name(entry), removed)
-        for entry, removed in zip(found, gone, strict=True)
+        swept
+        + [await _swept("network", each, engine.remove_network, remove=remove) for each in networks]
     )
 
 
-async def _removed(engine: Engine, name: str) -> bool:
-    try:
-        await engine.remove(name)
-    except EngineError as error:
-        _log.warning("a container of a dead run stays: %s", error)
-        return False
-    return True
+async def _swept(
+    kind: str,
+    thing: ContainerEntry | NetworkEntry,
+    removal: Callable[[str], Awaitable[None]],
+    *,
+    remove: bool,
+) -> Leftover:
+    removed = False
+    if remove:
+        try:
+            await removal(thing.name)
+            removed = True
+        except EngineError as error:
+            _log.warning("a %s of a dead run stays: %s", kind, error)
+    return Leftover(kind, thing.name, owner_name(thing), removed)

@@ -21,6 +21,8 @@ from agentenv_backends.docker.container import Container
 from agentenv_backends.docker.containers import create_options, host_settings
 from agentenv_backends.docker.engine import Engine
 from agentenv_backends.docker.images import provide_image
+from agentenv_backends.docker.service_options import joined
+from agentenv_backends.docker.services import ServiceImages, Services
 from agentenv_backends.docker.workspaces import WorkspaceImages
 from agentenv_backends.errors import (
     BackendStoppedError,
@@ -56,6 +58,8 @@ class _Ground:
     clock_offset_s: float
     python: tuple[str, ...] = IMAGES_PYTHON
     """What starts an interpreter in a container."""
+    services: ServiceImages | None = None
+    """Of the services that hosts have. None in the trial, which is of the main container alone."""
 
 
 class _NoPythonError(HostStartError):
@@ -92,8 +96,12 @@ class DockerProvider:
                 )
                 if not examination.may_have_quotas(info):
                     self._give_up_quotas(str(info.get("Driver")))
+                services = await self._images_of_services(engine)
                 host = await self._try_out(engine, image)
                 config = self._config
+                ground = self._ground
+                images = ServiceImages(services, ground.image_id, ground.python)
+                self._ground = replace(ground, services=images if services else None)
         except (EngineError, HostStartError) as error:
             raise BackendUnavailableError(f"the docker backend cannot work: {error}") from error
         await host.close()
@@ -105,6 +113,23 @@ class DockerProvider:
         if config.workspace_images:
             self.snapshot_cache = WorkspaceImages(config, image["Id"])
         return examination.capabilities(config, info, host.facts)
+
+    async def _images_of_services(self, engine: Engine) -> dict[str, str]:
+        """By the services' names. Raises `BackendUnavailableError` or `EngineError`."""
+        images = {}
+        for service in self._config.services:
+            own = {
+                "image": service.image or "",
+                "dockerfile": service.dockerfile,
+                "build_context": service.build_context,
+                "build_args": service.build_args,
+            }
+            try:
+                image = await provide_image(engine, self._config.model_copy(update=own))
+            except BackendUnavailableError as error:
+                raise BackendUnavailableError(f"service {service.name}: {error}") from error
+            images[service.name] = str(image["Id"])
+        return images
 
     async def _try_out(self, engine: Engine, image: Mapping[str, Any]) -> HostConnection:
         """The first host, with a size where its engine can give it one."""
@@ -167,11 +192,16 @@ class DockerProvider:
         expires = time.time() + ground.clock_offset_s + config.max_lifetime_s + _EXPIRY_MARGIN_S
         labels = owners.labels(self._run, Owner.me(), expires)
         allowed = AllowList(config.network_allow_list) if config.network_allow_list else None
-        container = Container(engine, name, uids, allowed, ground.python)
+        options = create_options(config, ground.image_id, labels, ground.python)
+        services = None
+        if ground.services is not None:
+            services = Services(engine, config, ground.services, name, labels)
+            options = joined(options, config, services.network)
+        container = Container(engine, name, uids, allowed, ground.python, services)
         try:
             return await container.bring_up(
                 host_id,
-                create_options(config, ground.image_id, labels, ground.python),
+                options,
                 host_settings(config, run_id, uid_base, RANGE_SIZE, ground.python),
                 max(timeout_s, 1.0),
             )

@@ -31,7 +31,6 @@ def values_of(
         {"COLOUR": "red"},
         user,
         dockerfile,
-        None,
         host_image=True,
     )
     values = backend_values(place, provider, options or RunOptions(), sandboxes=3)
@@ -208,7 +207,7 @@ def test_what_nomad_cannot_give_is_refused_with_the_way_out(backend, user, envir
     ],
 )
 def test_what_is_given_in_a_weaker_form_is_told(provider, environment, told):
-    place = Place(EnvironmentTable.model_validate(environment), {}, None, None, None, host_image=True)  # fmt: skip
+    place = Place(EnvironmentTable.model_validate(environment), {}, None, None, host_image=True)  # fmt: skip
     sentences = weaker(place, backend_values(place, provider, RunOptions()))
     assert len(sentences) == len(told)
     assert all(words in sentence for words, sentence in zip(told, sentences, strict=True))

@@ -72,10 +72,44 @@ async def test_an_image_that_cannot_be_had_is_the_sandboxs_failure(tmp_path):
     assert written["exception_info"]["exception_type"] == "SandboxBuildFailedError"
 
 
-async def test_a_compose_file_is_refused_with_the_reason(tmp_path):
-    files = {"environment/docker-compose.yaml": "services: {}\n"}
-    result = await run(write_task(tmp_path / "t", TOML, files))
-    assert "several services" in str(result.error)
+COMPOSE = f"""services:
+  main: {{environment: {{SHADE: dark, GREETING: hello}}, depends_on: [answers]}}
+  answers:
+    image: {IMAGE}
+    working_dir: /srv
+    command: python3 -u -m http.server 80
+    volumes: ["./asked:/srv"]
+    environment: {{API_TOKEN: "${{AGENTENV_TEST_NONE:-not-to-be-seen}}"}}
+    healthcheck: {{test: test -e /srv/six, interval: 1s}}
+"""
+ASKING = """#!/bin/bash
+six=$(python3 -c 'import urllib.request as u; print(u.urlopen("http://answers/six", timeout=60).read().decode())')
+expr $six \\* 7 > /app/made
+"""
+
+
+async def test_a_task_with_services_needs_what_they_serve(tmp_path):
+    files = {
+        "environment/Dockerfile": DOCKERFILE,
+        "environment/docker-compose.yaml": COMPOSE,
+        "environment/asked/six": "6",
+    }
+    task = write_task(tmp_path / "t", TOML, files, tests=CHECKING, solution=ASKING)
+    result = await run(task)
+    assert (result.error, result.reward) == (None, 1.0)
+    for name in ("lock.json", "result.json", "config.json"):
+        assert "not-to-be-seen" not in (result.output_dir / name).read_text()
+    assert (await run(task, oracle=False)).reward == 0.0
+
+
+async def test_services_of_a_verifier_are_refused_with_the_reason(tmp_path):
+    toml = f'{TOML}\n[verifier.environment]\ndocker_image = "{IMAGE}"\n'
+    files = {
+        "environment/Dockerfile": DOCKERFILE,
+        "tests/docker-compose.yaml": "services: {}\n",
+    }
+    result = await run(write_task(tmp_path / "t", toml, files))
+    assert "tests/docker-compose.yaml" in str(result.error)
     assert result.failure_cause is FailureCause.HARBOR_FAILED
 
 

@@ -1,12 +1,13 @@
 """A driver to be killed: it fills the slots of containers with busy commands, says so, and waits.
 
-Arguments: image, containers, slots of each.
+Arguments: image, containers, slots of each, and anything more for a service beside each.
 """
 
 import asyncio
 import sys
 
 from agentenv_backends.config import DockerConfig
+from agentenv_backends.config.services import ServiceConfig
 from agentenv_backends.docker.provider import DockerProvider
 from agentenv_backends.pool import SlotPool
 from agentenv_backends.requests import ExecRequest
@@ -14,8 +15,11 @@ from agentenv_backends.requests import ExecRequest
 BUSY = "trap '' TERM INT HUP; (setsid sh -c 'trap \"\" TERM; while :; do sleep 0.1; done' &) ; sleep 600"
 
 
-async def main(image: str, containers: int, slots: int) -> None:
+async def main(image: str, containers: int, slots: int, *more: str) -> None:
+    service = {"name": "db", "image": image, "command": ("sleep", "600"), "memory_mb": 64}
     config = DockerConfig(
+        read_only_root=not more,
+        services=(ServiceConfig.model_validate(service),) if more else (),
         image=image,
         pull="never",
         slots=slots,
@@ -39,4 +43,4 @@ async def main(image: str, containers: int, slots: int) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))
+    asyncio.run(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:]))

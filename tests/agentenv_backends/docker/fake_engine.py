@@ -127,6 +127,7 @@ class FakeEngine:
             ("pull", "POST", version + "/images/create", self._pull),
             ("create", "POST", version + "/containers/create", self._create),
             ("list", "GET", version + "/containers/json", self._list),
+            ("networks", "GET", version + "/networks", self._networks),
             ("attach", "POST", version + "/containers/{name}/attach", self._attach),
             ("start", "POST", version + "/containers/{name}/start", self._start),
             ("remove", "DELETE", version + "/containers/{name}", self._remove),
@@ -202,6 +203,9 @@ class FakeEngine:
                 for each in self.containers.values()
             ]
         )
+
+    async def _networks(self, _: web.Request) -> web.Response:
+        return web.json_response([])
 
     async def _attach(self, request: web.Request) -> web.StreamResponse:
         container = self._found(request)

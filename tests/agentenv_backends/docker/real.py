@@ -61,7 +61,7 @@ async def eventually(holds, seconds=WITHIN_S):
             await asyncio.sleep(0.05)
 
 
-def start_driver(containers, slots):
+def start_driver(containers, slots, *more):
     driver = subprocess.Popen(
         [
             sys.executable,
@@ -69,6 +69,7 @@ def start_driver(containers, slots):
             IMAGE,
             str(containers),
             str(slots),
+            *more,
         ],
         stdout=subprocess.PIPE,
         env={"PYTHONPATH": ":".join(sys.path), "PATH": os.environ["PATH"]},

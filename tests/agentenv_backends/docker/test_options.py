@@ -4,6 +4,8 @@
 import pytest
 
 from agentenv_backends.config import DockerConfig, LocalConfig, parse_backend_config
+from agentenv_backends.config.services import ServiceConfig
+from agentenv_backends.docker import service_options
 from agentenv_backends.docker.containers import (
     container_memory_mb,
     create_options,
@@ -84,6 +86,20 @@ def test_the_server_is_told_where_slots_are_and_when_to_end():
         ({"network": "host", "allow_network": True}, "network 'host' shows this machine's own"),
         ({"network": "container:x", "allow_network": True}, "another container's"),
         ({"build_args": {"a": "b"}}, "build_args is for building: say which dockerfile"),
+        (
+            {"services": [{"name": "db", "image": "x"}]},
+            "services need a container for each trajectory",
+        ),
+        (
+            {
+                "services": [{"name": "db", "image": "x"}],
+                "slots": 1,
+                "run_as_root": True,
+                "allow_network": True,
+                "network": "lab",
+            },
+            "services are in a network of their own",
+        ),
         ({"pull": "sometimes"}, r"backend\.pull = 'sometimes'"),
         ({"imag": "x"}, r"backend\.imag = 'x': Extra inputs"),
     ],
@@ -98,6 +114,23 @@ def test_the_type_decides_which_config_it_is():
     assert isinstance(parse_backend_config({}), LocalConfig)
     with pytest.raises(BackendConfigError, match="image"):
         parse_backend_config({"type": "local", "image": "x"})
+
+
+def test_a_service_gets_what_hosts_get_and_a_network_that_leads_nowhere():
+    service = ServiceConfig(name="db", image="x", memory_mb=100)
+    config = DockerConfig(slots=1, run_as_root=True, services=(service,))
+    options = service_options.service_options(config, service, "sha256:1", {})
+    options = service_options.joined(options, config, "net", "db")
+    host = service_options.kept_by(options, "net.keeper")["HostConfig"]
+    of_hosts = create_options(config, "sha256:1", {})["HostConfig"]
+    for name in ("CapDrop", "CapAdd", "SecurityOpt", "LogConfig", "AutoRemove", "IpcMode"):
+        assert host[name] == of_hosts[name], name
+    assert host["Memory"] == host["MemorySwap"] == 100 << 20
+    assert (host["NetworkMode"], host["PidMode"]) == ("net", "container:net.keeper")
+    assert options["NetworkingConfig"]["EndpointsConfig"] == {"net": {"Aliases": ["db"]}}
+    assert not {"Binds", "PortBindings", "Privileged", "Devices"} & set(host)
+    assert service_options.network_options(config, "net", {})["Internal"]
+    assert host_settings(config, "run-h1", 5000, 100).allow_network  # it has one
 
 
 def test_what_could_be_written_elsewhere_makes_containers_single_use():
