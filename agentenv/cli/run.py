@@ -108,6 +108,7 @@ def run_batch(options: argparse.Namespace, console: Console) -> int:
 async def _run(options: argparse.Namespace, console: Console) -> int:
     from agentenv.control.pause import LONGEST_PAUSE_S, PauseGate  # noqa: PLC0415 - not needed by other commands
     from agentenv.runner import AgentRunner  # noqa: PLC0415
+    from agentenv.tasks.errors import TaskFormatError  # noqa: PLC0415
 
     gate = PauseGate(limit_s=LONGEST_PAUSE_S) if options.interactive else None
     runner = AgentRunner(
@@ -122,8 +123,11 @@ async def _run(options: argparse.Namespace, console: Console) -> int:
         announce=watch_announcer(console),
     )
     show_header(console, options.task, options.model, options.provider)
-    with pausing(gate, console):
-        result = await runner.run()
+    try:
+        with pausing(gate, console):
+            result = await runner.run()
+    except TaskFormatError as error:
+        raise ConfigError(str(error)) from error
     for line in result_lines(result):
         console.print(line, soft_wrap=True)
     return 0 if result.success else 1

@@ -93,9 +93,9 @@ def test_what_cannot_work_is_refused_before_anything_starts(arguments, said, cap
     assert not Path("output").exists()
 
 
-def test_a_directory_that_is_no_task_is_named(capsys):
+def test_a_directory_that_is_no_task_is_refused_by_name(capsys):
     Path("t").mkdir()
-    assert main(["run", "t", "-m", "m", "--base-url", "http://127.0.0.1:1/v1"]) == 1
+    assert main(["run", "t", "-m", "m", "--base-url", "http://127.0.0.1:1/v1"]) == 2
     assert "task.toml" in capsys.readouterr().err
 
 
