@@ -122,7 +122,7 @@ class Services:
             ) from error
 
     async def remove(self) -> None:
-        """End all of them; return when they and their network are gone. Raises `EngineError`."""
+        """End all of them; return when they are gone, while their network stays. Raises `EngineError`."""
         self._on_lost = lambda _: None
         if self._lease is not None:
             self._lease.cancel()
