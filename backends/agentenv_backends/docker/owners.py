@@ -1,6 +1,6 @@
 """Whose a container or a network is, as its labels tell, what is a leftover, and the sweep that removes those.
 
-An owner is a driver. What belongs to one that is not certainly dead are left alone until they have expired.
+An owner is a driver. What belongs to one that is not certainly dead is left alone until it has expired.
 """
 
 from __future__ import annotations
