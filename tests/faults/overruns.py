@@ -71,7 +71,7 @@ async def call_on_a_host_that_falls_silent(
 
     None: the call had an answer all the same.
     """
-    slot = await pool.acquire("on a silent host")
+    slot = await _slot_of_a_living_host(pool)
     try:
         silence(slot)
         await pool.execute(slot, ExecRequest("true", timeout_s=_SILENT_CALL_S))
@@ -80,3 +80,15 @@ async def call_on_a_host_that_falls_silent(
     finally:
         await pool.release(slot, reset_workspace=False)
     return None
+
+
+async def _slot_of_a_living_host(pool: SlotPool) -> Slot:
+    """A slot that has just answered: another's host may have ended already, with the news still on its way."""
+    while True:
+        slot = await pool.acquire("on a silent host")
+        try:
+            await pool.execute(slot, ExecRequest("true"))
+        except InfrastructureError:
+            await pool.release(slot, reset_workspace=False)
+        else:
+            return slot

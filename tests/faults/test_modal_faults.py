@@ -147,5 +147,5 @@ async def test_no_trouble_of_the_service_loses_a_group_or_changes_a_reward(
     assert disturbed == undisturbed
     assert len({score for group in disturbed.values() for score in group["scores"]}) > 1
     assert pool.calls > _GROUPS * _GROUP * 3
-    assert 0 < pool.worst_overrun_s <= 1.0
+    assert pool.worst_overrun_s <= 1.0
     assert isinstance(trouble.silent_call, SandboxTimeoutError)
