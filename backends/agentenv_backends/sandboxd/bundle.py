@@ -31,6 +31,8 @@ _MODULES = (
     "slot_search",
     "slot_session",
     "slot_recording",
+    "shell_lines",
+    "shell_loan",
     "slot_shell",
     "slot_control",
     "slot_pane",

@@ -21,11 +21,11 @@ MAGIC = 0xAE01
 MAX_HEADER = 1 << 20
 MAX_BODY = 64 << 20
 
-# Driver to host (REQUEST and CANCEL go on to the slot; SETUP is the host's first frame to a slot).
-HELLO, OPEN, CLOSE, REQUEST, CANCEL, PING, SHUTDOWN, SETUP, SNAPSHOT = range(1, 10)
-# Host to driver (READY and REPLY come from the slot).
-REPLY, FAILED, SLOT_LOST, CLOSING, READY = range(16, 21)
-KINDS = frozenset((*range(1, 10), *range(16, 21)))
+# Driver to host (REQUEST and CANCEL go on to the slot; SETUP and GIVE_BACK are from the host to a slot).
+HELLO, OPEN, CLOSE, REQUEST, CANCEL, PING, SHUTDOWN, SETUP, SNAPSHOT, GIVE_BACK = range(1, 11)
+# Host to driver (READY and REPLY come from the slot; LEND and RECALL do, and stay with the host: see `shell_loan`).
+REPLY, FAILED, SLOT_LOST, CLOSING, READY, LEND, RECALL = range(16, 23)
+KINDS = frozenset((*range(1, 11), *range(16, 23)))
 
 MAYBE_OOM = 1
 """Flag, slot to host: this command ended as one killed for lack of memory does; only the host can tell."""

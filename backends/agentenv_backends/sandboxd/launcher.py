@@ -238,6 +238,7 @@ class Launcher:
             "user": [home.uid, home.keeper] if home is not None else None,
             "env": env,
             "max_processes": limit,
+            "lends": not process.is_root,
             "report": report,
         }
         return json.dumps(values).encode("ascii")

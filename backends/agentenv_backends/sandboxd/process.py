@@ -7,13 +7,16 @@ import signal
 import socket
 import struct
 import time
-from typing import NamedTuple, Optional, Union
+from typing import List, NamedTuple, Optional, Tuple, Union
 
 from . import bwrap, cgroups, host_limits
 from .slot_processes import parent_of, signal_quietly
 from .users import SlotHome
 
 _CREDENTIALS = struct.Struct("3i")
+_DESCRIPTOR = 4
+"""Bytes of the number of one."""
+_MSG_CMSG_CLOEXEC = 0x40000000
 
 
 class SlotParts(NamedTuple):
@@ -89,6 +92,16 @@ class SlotProcess:
                 self.init_pid = _CREDENTIALS.unpack(content)[0]
         self.stream.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 0)
         return data
+
+    def receive(self, size: int, most: int) -> Tuple[bytes, List[int]]:
+        """What its init says next, and up to so many descriptors that it passes along. Raises `OSError`."""
+        data, extra, _, _ = self.stream.recvmsg(
+            size, socket.CMSG_SPACE(most * _DESCRIPTOR), _MSG_CMSG_CLOEXEC
+        )
+        passed: List[int] = []
+        for _, _, content in extra:
+            passed += struct.unpack("%di" % (len(content) // _DESCRIPTOR), content)
+        return data, passed
 
     def error_text(self) -> str:
         """What the slot's own processes complained about; commands cannot write there."""

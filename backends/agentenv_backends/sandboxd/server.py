@@ -17,6 +17,7 @@ from . import frames
 from .driver import DriverStream, Ending
 from .facts import prepare
 from .launcher import HostError, Launcher
+from .lent_shell import Outside
 from .loop import IN, OUT, Loop
 from .reading import ReadingBudget
 from .settings import HostSettings
@@ -167,6 +168,9 @@ class Server:
             return
         slot_id = str(json.loads(frame.header)["slot"])
         slot = Slot(frame.channel, slot_id, process, frame.request_id)
+        slot.outside = Outside(
+            self._loop, self._driver.put, partial(self._send_to, slot), partial(self._end, slot)
+        )
         self._slots[slot.channel] = slot
         self._by_pid[process.pid] = slot
         self._loop.watch(process.stream.fileno(), partial(self._slot_ready, slot))
@@ -273,6 +277,7 @@ class Server:
         slot.state = ENDING
         slot.reason = reason
         slot.died_by_itself = hang_up and not slot.was_starting
+        slot.leave_shell()
         self._loop.unwatch(slot.process.stream.fileno())
         self._budget.update(slot)
         if hang_up:

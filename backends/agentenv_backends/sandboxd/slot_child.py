@@ -120,13 +120,16 @@ def _receive(reading: int, link: Link, request_id: int, deadline: float, timeout
     poll.register(reading, select.POLLIN)
     poll.register(link.fd, select.POLLIN)
     received = bytearray()
+    withdrawn = link.withdrawn(request_id)
     while True:
         left = deadline - time.monotonic()
         if left <= 0:
             raise RefusedError("timed_out", "the search did not end within %g s" % timeout_s)
+        if withdrawn:
+            raise RefusedError("timed_out", "the search was withdrawn")
         for fd, _ in poll.poll(left * 1000 + 1):
-            if fd == link.fd and link.cancelled(request_id):
-                raise RefusedError("timed_out", "the search was withdrawn")
+            if fd == link.fd:
+                withdrawn = link.cancelled(request_id)
             if fd == reading:
                 data = os.read(reading, _CHUNK)
                 if not data:

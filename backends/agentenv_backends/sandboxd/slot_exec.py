@@ -197,6 +197,8 @@ class Executor:
         Where no process is left there is nothing to wait for: `_clean` reads what the pipes still hold.
         """
         deadline, outcome = run.deadline, ""
+        if self._link.withdrawn(request_id):
+            return "cancelled"
         while (run.streams or run.status is None) and not run.none_left:
             left = deadline - time.monotonic()
             if left <= 0:

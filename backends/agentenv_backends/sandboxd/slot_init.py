@@ -75,6 +75,10 @@ class Link:
     def cancelled(self, request_id: int) -> bool:
         """Take in what has arrived; whether it withdraws that request. Call when the stream is readable."""
         self._receive()
+        return self.withdrawn(request_id)
+
+    def withdrawn(self, request_id: int) -> bool:
+        """Whether what has arrived before withdraws that request: it may have come together with it."""
         for frame in self._waiting:
             if frame.kind == frames.CANCEL and frame.request_id == request_id:
                 self._waiting.remove(frame)
@@ -101,6 +105,21 @@ class Link:
         if not extra:
             raise HostGoneError
         return int.from_bytes(extra[0][2][:4], sys.byteorder)
+
+    def pass_descriptors(self, frame: bytes, descriptors: List[int]) -> None:
+        """Send a short frame together with descriptors. Raises `HostGoneError`."""
+        import _socket  # noqa: PLC0415 - few slots ever need it
+
+        rights = b"".join(each.to_bytes(4, sys.byteorder) for each in descriptors)
+        stream = _socket.socket(fileno=self.fd)
+        try:
+            sent = stream.sendmsg([frame], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)])
+        except (BrokenPipeError, ConnectionResetError) as error:
+            raise HostGoneError from error
+        finally:
+            stream.detach()
+        if sent < len(frame):
+            self.send(frame[sent:])
 
     def _receive(self) -> None:
         try:
@@ -167,6 +186,7 @@ class SlotInit:
             spawner=self._spawner,
         )
         self._terminals: Optional[Terminals] = None
+        self._lends = bool(setup.get("lends"))
         self._env: Dict[str, str] = setup["env"]
         self._memory = Memory()
         self._operations: Dict[str, Callable[[Dict[str, Any], bytes], Tuple[bytes, bytes]]] = {
@@ -189,6 +209,8 @@ class SlotInit:
                 self._terminals.idle()
             frame = self._link.next()
             if frame.kind == frames.REQUEST:
+                if self._terminals is not None:
+                    self._terminals.take_back(None)
                 header, body, flags = self._answer(frame)
                 self._link.send(
                     frames.encode(
@@ -200,6 +222,13 @@ class SlotInit:
                         flags=flags,
                     )
                 )
+                if self._lends and self._terminals is not None and not self._link.has_waiting:
+                    self._terminals.lend(frame.channel)
+            elif frame.kind == frames.GIVE_BACK and self._terminals is not None:
+                from .shell_loan import decode  # noqa: PLC0415 - few slots ever need it
+
+                returned = decode(frame.header, frame.body) if frame.header else None
+                self._terminals.take_back(returned)
 
     def end(self) -> None:
         """Leave nothing behind: a pid namespace sees to that itself; a user's folders are the host's to empty."""

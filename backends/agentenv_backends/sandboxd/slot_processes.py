@@ -145,21 +145,24 @@ class Children:
     Exact while it reaps none of them meanwhile.
     """
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, file: int = -1) -> None:
         self._pid = pid
-        try:
-            self._file = os.open("/proc/%d/task/%d/children" % (pid, pid), os.O_RDONLY)
-        except OSError:  # such as of a kernel without CONFIG_PROC_CHILDREN
-            self._file = -1
+        self.file = file
+        """The kernel's list of them, opened already or here; -1 where it has none."""
+        if file < 0:
+            try:
+                self.file = os.open("/proc/%d/task/%d/children" % (pid, pid), os.O_RDONLY)
+            except OSError:  # such as of a kernel without CONFIG_PROC_CHILDREN
+                self.file = -1
 
     def read(self) -> List[int]:
         """Their process ids; none when the process is gone."""
-        if self._file < 0:
+        if self.file < 0:
             return [int(name) for name in os.listdir("/proc") if self._is_parent_of(name)]
         found = b""
         try:
             while True:
-                data = os.pread(self._file, _MANY, len(found))
+                data = os.pread(self.file, _MANY, len(found))
                 found += data
                 if len(data) < _MANY - _LONGEST_NUMBER:
                     return [int(child) for child in found.split()]
@@ -168,8 +171,8 @@ class Children:
 
     def close(self) -> None:
         """Look no more."""
-        if self._file >= 0:
-            os.close(self._file)
+        if self.file >= 0:
+            os.close(self.file)
 
     def _is_parent_of(self, name: str) -> bool:
         return name.isdigit() and parent_of(name) == self._pid

@@ -10,7 +10,7 @@ import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import List, Tuple
+    from typing import List, Optional, Tuple
 
 MAX_BYTES = 1 << 20
 _EVENT_BYTES = 64
@@ -22,14 +22,18 @@ _MERGE_S = 0.01
 class Recording:
     """One shell or terminal. Times are seconds since it was begun; texts are cut between characters only."""
 
-    def __init__(self, book: Book, session: str, size: Tuple[int, int]) -> None:
+    def __init__(
+        self, book: Book, session: str, size: Tuple[int, int], began: Optional[float] = None
+    ) -> None:
         self._book = book
+        self.session = session
         self._session = session.encode("ascii")
         self._size = self._first_size = size
-        self._began = time.monotonic()
+        self.began = time.monotonic() if began is None else began
         self._events: List[Tuple[float, bytes, bytes]] = []
         """Time, kind and text of each."""
-        self._rests = [b"", b""]
+        self.rests = [b"", b""]
+        """The unfinished character at the end of each stream."""
         self._dropped = 0
         self.ended = False
 
@@ -38,11 +42,11 @@ class Recording:
         if self._dropped or len(data) + _EVENT_BYTES > self._book.room:
             self.drop(len(data))
             return
-        rest = self._rests[stream]
-        text, self._rests[stream] = whole_characters(rest + data if rest else data)
+        rest = self.rests[stream]
+        text, self.rests[stream] = whole_characters(rest + data if rest else data)
         if not text:
             return
-        now = time.monotonic() - self._began
+        now = time.monotonic() - self.began
         at_s, kind, before = self._events[-1] if self._events else (now, b"", b"")
         if kind == b"o" and now - at_s < _MERGE_S:
             self._events[-1] = (at_s, b"o", before + text)
@@ -55,19 +59,19 @@ class Recording:
         if self._dropped or len(text) + _EVENT_BYTES > self._book.room:
             self.drop(len(text))
         else:
-            self._add(time.monotonic() - self._began, b"i", text)
+            self._add(time.monotonic() - self.began, b"i", text)
 
     def line(self, text: bytes, now: float) -> None:
         """This line, without its end, was typed after a prompt at that time of `time.monotonic`, and shown as terminals
         do.
         """
-        shown = self._rests[0] + b"$ " + text.replace(b"\n", b"\r\n") + b"\r\n"
+        shown = self.rests[0] + b"$ " + text.replace(b"\n", b"\r\n") + b"\r\n"
         size = len(text) + 1 + len(shown)
         if self._dropped or size + 2 * _EVENT_BYTES > self._book.room:
             self.drop(size)
             return
-        self._rests[0] = b""
-        at_s = now - self._began
+        self.rests[0] = b""
+        at_s = now - self.began
         self._events += ((at_s, b"i", text + b"\n"), (at_s, b"o", shown))
         self._book.room -= size + 2 * _EVENT_BYTES
 
@@ -75,12 +79,12 @@ class Recording:
         """It has another size, in columns and rows."""
         if size != self._size:
             self._size = size
-            self._add(time.monotonic() - self._began, b"r", b"%dx%d" % size)
+            self._add(time.monotonic() - self.began, b"r", b"%dx%d" % size)
 
     def drop(self, count: int) -> None:
         """So many bytes are not kept, and none after them until the next `take`."""
         self._dropped += count
-        self._rests = [b"", b""]
+        self.rests = [b"", b""]
 
     def end(self) -> None:
         """There is nothing to come; what there is will still be handed out."""
@@ -119,6 +123,12 @@ class Book:
         """Record another session, named after its kind and number."""
         self._begun += 1
         recording = Recording(self, "%s-%d" % (kind, self._begun), size)
+        self._recordings.append(recording)
+        return recording
+
+    def resume(self, session: str, size: Tuple[int, int], began: float) -> Recording:
+        """Go on with a session that another book has begun."""
+        recording = Recording(self, session, size, began)
         self._recordings.append(recording)
         return recording
 

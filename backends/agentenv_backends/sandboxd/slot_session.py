@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 
+from . import frames
 from .lean import SIGKILL, find_program
 from .refusal import RefusedError
 from .slot_processes import signal_quietly
@@ -14,7 +15,7 @@ from .slot_recording import Book
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Callable, Dict, Optional, Tuple
+    from typing import Callable, Dict, List, Optional, Tuple
 
     from .slot_init import Link
     from .slot_processes import Processes
@@ -51,6 +52,7 @@ class Surroundings:
         """Wait status of each session, None while it lives."""
         self._processes = processes
         self._spawner = spawner
+        self._lent_by = 0
         self.request_id = -1
         """The request whose withdrawal `wait` raises for."""
 
@@ -59,6 +61,8 @@ class Surroundings:
 
         Raises `WithdrawnError`, once for a request, and `HostGoneError`.
         """
+        if self._link.withdrawn(self.request_id):
+            raise WithdrawnError
         while not is_done():
             left = until - time.monotonic()
             if left <= 0:
@@ -83,6 +87,16 @@ class Surroundings:
                 if handler is not None:  # another's has just closed it
                     handler(events)
         return host_speaks
+
+    def lend(self, channel: int, terms: bytes, descriptors: List[int]) -> None:
+        """Lend the host of that slot what leads to a shell. Raises `HostGoneError`."""
+        self._lent_by = channel
+        frame = frames.encode(frames.LEND, channel=channel, header=terms)
+        self._link.pass_descriptors(frame, descriptors)
+
+    def recall(self) -> None:
+        """Have the host give it back. Raises `HostGoneError`."""
+        self._link.send(frames.encode(frames.RECALL, channel=self._lent_by))
 
     def program(self, name: str) -> str:
         """Path of a program in the slot. Raises `RefusedError`."""

@@ -1,19 +1,14 @@
-r"""The slot's persistent bash: how it is told what to do, and heard to have done it.
+"""The slot's persistent bash: how it is told what to do, and heard to have done it.
 
 It is interactive (`-i`): only an interactive bash goes on to its next line when it is interrupted, whatever it is at.
 It has a terminal for itself, as it would complain without one, and what it runs has none. It reads its lines from a
 socket, writes output and errors to two pipes, and reports on another socket: unlike a pipe, nobody inside can open one
-a second time to read what is not for him. A command is one line,
-
-    \eval 'MARK=<nonce>
-    <the command>' </dev/null; { 9<"/dev/null/<nonce>/$?/$MARK" || ...; } 2>&60 || \exit 126
-
-The report is bash's message about a file that cannot be opened. That takes redirections, reserved words and assignments
-alone, so no function or alias stands in its way. MARK tells whether `eval` was still bash's own. A second line, sent
-to those that take their time, reports where an interrupt made bash drop the rest of the first.
+a second time to read what is not for him. `shell_lines` says what goes over these.
 
 What a command can do to the shell, it does to this shell: forge its own result, close descriptors 10 or 60, end it. One
 that does not report by the deadline is interrupted, and then ended. `set -e`, `-v` and `-x` hold for one call only.
+
+Between calls the shell may be lent to the host, which then runs what ends soon by itself (`lent_shell.py`).
 """
 
 from __future__ import annotations
@@ -23,6 +18,17 @@ import time
 
 from .lean import SIGINT, SIGKILL
 from .refusal import RefusedError, from_os_error
+from .shell_lines import (
+    BEGIN,
+    ERRORS,
+    IDLE_CAP,
+    REPORT,
+    SOON_S,
+    Report,
+    as_on_terminal,
+    late_line,
+    line_of,
+)
 from .slot_capture import CHUNK, LAST_READS, Capture, enlarge_pipe
 from .slot_processes import Children, descendants_of, signal_quietly
 from .slot_session import WithdrawnError, socket_pair
@@ -30,18 +36,14 @@ from .slot_watch import POLLIN, POLLOUT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import List, Tuple
+    from typing import List, Optional, Tuple
 
+    from .shell_loan import Begun, Returned
     from .slot_recording import Recording
     from .slot_session import Surroundings
 
 SIZE = (120, 40)
 """Of its recordings: a shell without a terminal has none."""
-_INTERRUPTED = b"130"
-_IDLE_CAP = 50_000
-"""Bytes kept of each stream of what background jobs write between two calls."""
-_SOON_S = 0.05
-"""What takes longer is sent the late line."""
 _GRACEFUL_S = 0.3
 """How long a command may take to end by itself when interrupted."""
 _IN_VAIN = 2
@@ -52,22 +54,6 @@ _SIGNALS = 13
 """How often the shell is interrupted before it is given up."""
 _AGAIN_S = 0.1
 """How long it may take to come back after each but the first."""
-_ERRORS, _REPORT = 59, 60
-_MARK = b"_AGENTENV_CALL"
-_MAX_REPORT = 4096
-"""Bytes of reports that are kept: what is longer is none."""
-_BEGIN = (
-    b"exec 2>&59 59>&-; set +o history +H; unset HISTFILE MAILCHECK; shopt -u checkwinsize; "
-    b"PS1= PS2= PROMPT_COMMAND= " + _MARK + b"=\n"
-)
-_REPORT_IT = (
-    b'{ 9<"/dev/null/%s/%s/${' + _MARK + b'-unset}" || \\set +evx; '
-    b"PS1= PS2= PROMPT_COMMAND= " + _MARK + b"=; } 2>&60"
-)
-_LINE = b"\\eval '" + _MARK + b"=%s\n%s' </dev/null; " + _REPORT_IT + b" || \\exit 126\n"
-_POSIX_LINE = b"POSIXLY_CORRECT=y; " + _LINE.replace(b"'", b"'\\unset POSIXLY_CORRECT\n", 1)
-"""In this mode, and in no other, bash's own `eval` goes before a function of that name."""
-_LATE_LINE = b"[[ ${" + _MARK + b"-unset} ]] && " + _REPORT_IT + b"\n"
 _NOTHING = Capture(0)
 _ARGUMENTS = ("bash", "--norc", "--noprofile", "--noediting", "-i")
 
@@ -80,11 +66,8 @@ class Shell:
         self.recording: Recording = around.book.begin("shell", SIZE)
         self._around = around
         self._nonce = b""
-        self._report = b""
-        self._code = 0
-        """Of the latest command; -1 until the shell has reported."""
+        self._report = Report(b"")
         self._last_code = 0
-        self._was_evaluated = False
         self._hides_eval = False
         self._unsent = b""
         self._is_late_line_due = False
@@ -97,20 +80,22 @@ class Shell:
         """Whether it is gone, or of no use any more: then it is to be ended."""
         return self._is_deaf or self._is_useless or self._around.sessions.get(self._pid) is not None
 
-    def run(self, command: bytes, now: float, deadline: float, cap: int) -> Tuple[str, int]:
-        """Run a command, until that time of `time.monotonic`.
+    def run(
+        self, command: bytes, now: float, deadline: float, cap: int, begun: Optional[Begun] = None
+    ) -> Tuple[str, int]:
+        """Run a command, or go on with one that has `begun`, until that time of `time.monotonic`.
 
         Returns how it ended, as the driver's `ExecStatus` says it, and its exit code. What it wrote is in `output`.
         """
-        if cap != _IDLE_CAP:
+        if cap != IDLE_CAP:
             self._out.begin(cap)
             self._err.begin(cap)
         self.recording.line(command, now)
-        jobs = self._children.read()
+        jobs = self._children.read() if begun is None else begun.jobs
         try:
-            if self._evaluate(command, now, deadline):
-                self._last_code = self._code
-                return "exited", self._code
+            if self._evaluate(command, now, deadline, begun):
+                self._last_code = self._report.code
+                return "exited", self._last_code
             outcome = "timed_out"
         except WithdrawnError:
             outcome = "cancelled"
@@ -136,6 +121,47 @@ class Shell:
             self._around.watch.close(descriptor)
         return status
 
+    # --- lending --------------------------------------------------------------------------------------------------
+
+    def lend(self) -> Tuple[bytes, List[int]]:
+        """Let go of the shell between two calls: terms for the host, and what leads to it. No descriptors where that
+        cannot be.
+        """
+        streams = (self._out, self._err)
+        has_rests = any(self.recording.rests)
+        if (
+            self.has_ended
+            or self._hides_eval
+            or self._unsent
+            or has_rests
+            or self._children.file < 0
+        ):
+            return b"", []
+        if not all(stream.is_quiet for stream in streams):
+            return b"", []
+        out, err = (stream.leave() for stream in streams)
+        self._around.watch.forget(self._reports)
+        terms = b'{"session":"%s","size":[%d,%d],"began":%.9f,"code":%d}' % (
+            self.recording.session.encode("ascii"),
+            *SIZE,
+            self.recording.began,
+            self._last_code,
+        )
+        return terms, [self._script, self._reports, out, err, self._children.file]
+
+    def take_back(self, returned: Optional[Returned]) -> None:
+        """Listen to the shell again; None: nothing was done with it."""
+        if returned is not None:
+            self._last_code = returned.last_code
+            self.recording.rests = list(returned.rests)
+        self._listen()
+
+    def _listen(self) -> None:
+        # Before the streams: `poll` looks in this order, so it does not find a report and miss what was written before.
+        self._around.watch.add(self._reports, self._take_report)
+        self._out.listen()
+        self._err.listen()
+
     # --- starting -------------------------------------------------------------------------------------------------
 
     def _start(self, bash: str) -> None:
@@ -144,7 +170,7 @@ class Shell:
             for pair in (socket_pair, socket_pair, os.pipe, os.pipe, os.openpty):
                 opened += pair()
             ours, theirs = opened[::2], opened[1::2]
-            targets = dict(zip(theirs, (0, _REPORT, 1, _ERRORS, 2)))  # noqa: B905 - newer than 3.8
+            targets = dict(zip(theirs, (0, REPORT, 1, ERRORS, 2)))  # noqa: B905 - newer than 3.8
             actions = [(os.POSIX_SPAWN_DUP2, *pair) for pair in targets.items()]
             self._pid = self._around.start_session(
                 bash, list(_ARGUMENTS), actions, self._around.env
@@ -162,54 +188,66 @@ class Shell:
             os.set_blocking(descriptor, False)
         self._script, self._reports, _, _, self._terminal = ours
         self._children = Children(self._pid)
-        # Before the streams: `poll` looks in this order, so it does not find a report and miss what was written before.
-        self._around.watch.add(self._reports, self._take_report)
         self._out = _Stream(self._around, ours[2], self.recording, 0)
         self._err = _Stream(self._around, ours[3], self.recording, 1)
-        self._write(_BEGIN)
+        self._listen()
+        self._write(BEGIN)
 
     # --- evaluating -----------------------------------------------------------------------------------------------
 
-    def _evaluate(self, command: bytes, now: float, deadline: float) -> bool:
+    def _evaluate(
+        self, command: bytes, now: float, deadline: float, begun: Optional[Begun]
+    ) -> bool:
         """False when the deadline has passed."""
-        done = self._send_and_wait(command, now, deadline)
+        if begun is None:
+            self._send(command)
+        else:
+            self._go_on(begun)
+        done = self._wait(now, deadline)
         if self._is_deaf:
             # It cannot report any more, and ends by itself when it finds out.
             self._around.wait(self._is_gone, time.monotonic() + _GRACEFUL_S)
-        elif done and not (self._was_evaluated or self.has_ended):
+        elif done and not (self._report.was_evaluated or self.has_ended):
             self._hides_eval = True
-            done = self._send_and_wait(command, time.monotonic(), deadline)
-            if done and not self._was_evaluated:
+            self._send(command)
+            done = self._wait(time.monotonic(), deadline)
+            if done and not self._report.was_evaluated:
                 self._err.add(b"the shell cannot evaluate commands any more and was ended\n")
                 self._is_useless = True
         return done
 
-    def _send_and_wait(self, command: bytes, now: float, deadline: float) -> bool:
-        self._send(command)
-        if self._around.wait(self._is_done, min(deadline, now + _SOON_S)):
+    def _wait(self, now: float, deadline: float) -> bool:
+        if self._around.wait(self._is_done, min(deadline, now + SOON_S)):
             return True
         self._send_late_line()
         return self._around.wait(self._is_done, deadline)
 
     def _is_done(self) -> bool:
-        return self._code >= 0 or self.has_ended
+        return self._report.code >= 0 or self.has_ended
 
     def _is_gone(self) -> bool:
         return self._around.sessions.get(self._pid) is not None
 
     def _send(self, command: bytes) -> None:
         self._nonce = nonce = os.urandom(8).hex().encode()
-        self._report, self._code, self._was_evaluated = b"", -1, False
+        self._report = Report(nonce)
         self._is_late_line_due = True
-        if self._last_code and (b"$?" in command or b"${?" in command):
-            command = b"(\\exit %d)\n" % self._last_code + command
-        line = _POSIX_LINE if self._hides_eval else _LINE
-        self._write(line % (nonce, command.replace(b"'", b"'\\''"), nonce, b"$?"))
+        self._write(line_of(command, nonce, self._last_code, hides_eval=self._hides_eval))
+
+    def _go_on(self, begun: Begun) -> None:
+        self._nonce = begun.nonce
+        self._report = Report(begun.nonce)
+        self._report.add(begun.report)
+        self._is_late_line_due = True
+        self._out.add(begun.output)
+        self._err.add(begun.errors)
+        if begun.unsent:
+            self._write(begun.unsent)
 
     def _send_late_line(self) -> None:
         if self._is_late_line_due:
             self._is_late_line_due = False
-            self._write(_LATE_LINE % (self._nonce, _INTERRUPTED))
+            self._write(late_line(self._nonce))
 
     def _write(self, data: bytes) -> None:
         """Send what bash takes now; the rest follows when it takes more."""
@@ -233,7 +271,6 @@ class Shell:
             watch.forget(self._script)
 
     def _take_report(self, events: int) -> None:
-        """`bash: /dev/null/<nonce>/<exit code>/<mark>: Not a directory`. Whatever else comes is not for us."""
         try:
             data = os.read(self._reports, CHUNK) if events & POLLIN else b""
         except BlockingIOError:
@@ -243,16 +280,8 @@ class Shell:
         if not data:
             self._around.watch.forget(self._reports)
             self._is_deaf = True
-            return
-        if self._code >= 0:
-            return
-        self._report = (self._report + data)[-_MAX_REPORT:]
-        _, found, rest = self._report.partition(b"/dev/null/%s/" % self._nonce)
-        fields = rest.partition(b":")
-        if found and fields[1]:
-            code, _, mark = fields[0].partition(b"/")
-            self._code = int(code[:3]) if code.isdigit() else 1
-            self._was_evaluated = mark != b""
+        elif self._report.code < 0:
+            self._report.add(data)
 
     # --- interrupting ---------------------------------------------------------------------------------------------
 
@@ -283,12 +312,29 @@ class _Stream:
         self._fd = fd
         self._recording = recording
         self._number = number
-        self._capture = Capture(_IDLE_CAP)
+        self._capture = Capture(IDLE_CAP)
         self._has_fresh = True
         """Whether the capture is as it was made, between two calls."""
         self._has_more = False
         """Whether the last reading may have left something in the pipe."""
-        self._watch.add(fd, self._take_in)
+        self._has_ended = False
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether nothing waits to be handed out or read, and more may come."""
+        return self._has_fresh and not self._has_more and not self._has_ended
+
+    def listen(self) -> None:
+        """Take in what comes."""
+        if self._fd >= 0 and not self._has_ended:
+            # Another may have read a part of what there was.
+            self._has_more = True
+            self._watch.add(self._fd, self._take_in)
+
+    def leave(self) -> int:
+        """Listen no more: the descriptor for another who does."""
+        self._watch.forget(self._fd)
+        return self._fd
 
     def begin(self, cap: int) -> None:
         """Keep so much from now on; what background jobs have written since the last call comes first."""
@@ -302,14 +348,16 @@ class _Stream:
             self.drain()
         if self._has_fresh:
             return _NOTHING
-        capture, self._capture, self._has_fresh = self._capture, Capture(_IDLE_CAP), True
+        capture, self._capture, self._has_fresh = self._capture, Capture(IDLE_CAP), True
         return capture
 
     def add(self, data: bytes) -> None:
         """Take in what was written."""
+        if not data:
+            return
         self._capture.add(data)
         self._has_fresh = False
-        self._recording.output(_as_on_terminal(data), self._number)
+        self._recording.output(as_on_terminal(data), self._number)
 
     def drain(self) -> None:
         """Read what is there, and no more than a pipe holds: a background job may write without end."""
@@ -329,17 +377,14 @@ class _Stream:
         try:
             data = os.read(self._fd, CHUNK) if events & POLLIN else b""
         except BlockingIOError:
+            self._has_more = False
             return False
         if not data:
             self._watch.forget(self._fd)
+            self._has_ended = True
             return False
         if len(data) == CHUNK and self._capture.total == 0:
             enlarge_pipe(self._fd)
         self._has_more = len(data) == CHUNK
         self.add(data)
         return True
-
-
-def _as_on_terminal(text: bytes) -> bytes:
-    """As a terminal would have been sent it."""
-    return text.replace(b"\n", b"\r\n")

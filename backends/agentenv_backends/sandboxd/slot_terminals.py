@@ -17,6 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Dict, Optional, Tuple
 
+    from .shell_loan import Begun, Returned
     from .slot_capture import Capture
     from .slot_session import Surroundings
     from .slot_tmux import Seen, Tmux
@@ -35,12 +36,17 @@ class Terminals:
         self._shell: Optional[Shell] = None
         self._tmux: Optional[Tmux] = None
         self._notice = b""
+        self._is_lent = self._is_recalled = self._has_just_run = False
+        self._begun: Optional[Begun] = None
+        """The command that the host has begun in the shell, until its request follows."""
 
     def answer(self, request_id: int, header: Dict[str, Any], body: bytes) -> Answer:
         """Header, body and flags of the answer to such a request. Raises `RefusedError`."""
-        self._bury()
+        if self._begun is None:
+            self._bury()
         self._around.request_id = request_id
         if header["op"] == "shell":
+            self._has_just_run = True
             return self._run(header, body)
         if header["op"] == "tmux":
             return self._drive(header)
@@ -53,6 +59,26 @@ class Terminals:
             if self._around.attend(None):
                 return
             self._bury()
+            if self._is_lent and not self._is_recalled and self._shell_has_ended():
+                self._is_recalled = True
+                self._around.recall()
+
+    def lend(self, channel: int) -> None:
+        """Let the host have the shell until `take_back`, if one can be lent and was of use to the latest request."""
+        was_used, self._has_just_run = self._has_just_run, False
+        if not was_used or self._shell is None or self._notice:
+            return
+        terms, descriptors = self._shell.lend()
+        if descriptors:
+            self._is_lent, self._is_recalled = True, False
+            self._around.lend(channel, terms, descriptors)
+
+    def take_back(self, returned: Optional[Returned]) -> None:
+        """The host has the shell no more; None: it never did anything with it. Once more does no harm."""
+        if self._is_lent and self._shell is not None:
+            self._is_lent = False
+            self._shell.take_back(returned)
+            self._begun = returned.begun if returned is not None else None
 
     def end(self) -> None:
         """Let go of both; all their processes have been killed."""
@@ -61,12 +87,17 @@ class Terminals:
                 session.end()
         self._shell = self._tmux = None
         self._notice = b""
+        self._is_lent = False
+        self._begun = None
+
+    def _shell_has_ended(self) -> bool:
+        return self._shell is not None and self._shell.has_ended
 
     def _bury(self) -> None:
         """End what has ended by itself, with all it has left. This waits until no command runs: its processes cannot be
         told apart from what a shell has left.
         """
-        if self._shell is not None and self._shell.has_ended:
+        if self._shell is not None and self._shell.has_ended and not self._is_lent:
             self._notice = b"the shell ended after the last command (%s); this is a new one\n" % (
                 _described(self._shell.end())
             )
@@ -77,7 +108,8 @@ class Terminals:
     # --- the shell ------------------------------------------------------------------------------------------------
 
     def _run(self, header: Dict[str, Any], command: bytes) -> Answer:
-        began, cap = time.monotonic(), int(header["max"])
+        begun, self._begun = self._begun, None
+        began, cap = begun.at if begun else time.monotonic(), int(header["max"])
         if not 0 <= cap <= MAX_OUTPUT:
             raise RefusedError("bad_request", "max_output_bytes is 0 to %d" % MAX_OUTPUT)
         if b"\0" in command:
@@ -93,7 +125,7 @@ class Terminals:
         if self._notice:
             shell.warn(self._notice)
             self._notice = b""
-        outcome, code = shell.run(command, began, began + header["timeout"], cap)
+        outcome, code = shell.run(command, began, began + header["timeout"], cap, begun)
         ended = shell.has_ended
         if ended:
             outcome, code = _outcome_of_end(outcome, shell.end())

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import struct
 from collections import deque
 from typing import Any, Callable, Deque, Dict, List, Optional, Union
 
 from . import frames
+from .lent_shell import SHELL_REQUEST, LentShell, Outside, can_be_kept
 from .outbox import Outbox
 from .process import SlotProcess
+from .shell_loan import DESCRIPTORS
 
 OUT_OF_MEMORY = ": the slot used up its memory and the kernel killed it"
 """Tells the end that a command can bring upon its own slot from all others."""
 STARTING, SERVING, ENDING = "starting", "serving", "ending"
 MAX_QUEUED = 64
 _RECEIVE = 1 << 18
+_KILLED = 128 + signal.SIGKILL
 _FIRST_OWN_REQUEST = 1 << 63
 """Numbers of requests that the host makes itself; a driver never gets that far."""
 
@@ -50,6 +54,9 @@ class HostWork:
 class Slot:
     """Holds requests that wait for their turn; one is with the slot's init at any time, so that one is withdrawable."""
 
+    outside: Outside
+    """Set before the slot serves."""
+
     def __init__(self, channel: int, slot_id: str, process: SlotProcess, open_request: int) -> None:
         self.channel = channel
         self.slot_id = slot_id
@@ -79,6 +86,9 @@ class Slot:
         self._own_requests = _FIRST_OWN_REQUEST
         self._on_answer: Optional[Callable[[frames.Frame], None]] = None
         self._descriptor = -1
+        self._passed: List[int] = []
+        """Descriptors that have come, until what they are for has."""
+        self._shell: Optional[LentShell] = None
         self.queued_bytes = 0
         process.stream.setblocking(False)
         self.outbox.put(frames.encode(frames.SETUP, channel=channel, header=process.setup))
@@ -117,6 +127,7 @@ class Slot:
         """Withdraw a request. True when it had not begun, so that it ends here and now."""
         if frame.request_id == self._current:
             if self._work is None:
+                self._return_shell()
                 self.outbox.put(frame.raw)
             return False
         for waiting in self._queue:
@@ -181,7 +192,8 @@ class Slot:
             if self.state == STARTING:
                 data = self.process.receive_first(_RECEIVE)
             else:
-                data = self.process.stream.recv(_RECEIVE)
+                data, passed = self.process.receive(_RECEIVE, DESCRIPTORS)
+                self._passed += passed
         except BlockingIOError:
             return []
         except ConnectionResetError:
@@ -192,6 +204,8 @@ class Slot:
             answers = [self._accept(frame) for frame in self.reader.feed(data)]
         except frames.FrameError as error:
             raise SlotBrokenError(str(error)) from error
+        if self._passed and not self.reader.pending:
+            raise SlotBrokenError("descriptors that nobody asked for")
         return [answer for answer in answers if answer]
 
     def _accept(self, frame: frames.Frame) -> bytes:
@@ -199,18 +213,27 @@ class Slot:
             raise SlotBrokenError("a frame for channel %d" % frame.channel)
         if self.state == STARTING and frame.kind == frames.READY:
             return self._ready()
+        if frame.kind == frames.LEND:
+            return self._borrow(frame)
+        if frame.kind == frames.RECALL:
+            self._return_shell()
+            return b""
         if self._work is not None:
             return self._accept_own(frame)
         if frame.kind != frames.REPLY or frame.request_id != self._current:
             raise SlotBrokenError("an answer that nobody asked for")
-        raw = frame.raw
-        memory = self.process.memory
+        raw = self._judged(frame.raw, frame.flags)
+        self._next()
+        return raw
+
+    def _judged(self, raw: bytes, flags: int) -> bytes:
+        """An answer with what only the host can tell of it. Raises `SlotHitError` where it is worth nothing."""
         if self.was_hit():
             raise SlotHitError
-        if frame.flags:
-            oom = frame.flags == frames.MAYBE_OOM and memory is not None and memory.note_oom_kills()
+        if flags:
+            memory = self.process.memory
+            oom = flags == frames.MAYBE_OOM and memory is not None and memory.note_oom_kills()
             raw = frames.with_flags(raw, frames.WAS_OOM if oom else 0)
-        self._next()
         return raw
 
     def _ready(self) -> bytes:
@@ -230,6 +253,7 @@ class Slot:
 
     def _dispatch(self, frame: Union[frames.Frame, HostWork]) -> None:
         if isinstance(frame, HostWork):
+            self._return_shell()
             self._current, self._work = frame.request_id, frame
             frame.begin()
             return
@@ -237,7 +261,58 @@ class Slot:
         if self.process.memory is not None:
             self.process.memory.note_oom_kills()
         self._current = frame.request_id
-        self.outbox.put(frame.raw)
+        shell = self._shell
+        if shell is None or not frame.header.startswith(SHELL_REQUEST) or not shell.begin(frame):
+            self._return_shell()
+            self.outbox.put(frame.raw)
+
+    # --- its shell ------------------------------------------------------------------------------------------------
+
+    def leave_shell(self) -> None:
+        """Let go of a lent shell, as the slot ends. Once more does no harm."""
+        if self._shell is not None:
+            self._shell.close()
+            self._shell = None
+        for descriptor in self._passed:
+            os.close(descriptor)
+        self._passed = []
+
+    def _borrow(self, frame: frames.Frame) -> bytes:
+        """The init lends its shell. What has been sent to it meanwhile has ended that loan already."""
+        if self.process.is_root:
+            raise SlotBrokenError("a shell that is nobody's to lend")
+        if self._current is not None or not can_be_kept(self._passed):
+            self.leave_shell()
+            if self._current is None:
+                self.outbox.put(frames.encode(frames.GIVE_BACK, channel=self.channel))
+            return b""
+        passed, self._passed = self._passed, []
+        self._shell = LentShell(
+            self.outside.loop, frame, passed, self._shell_answered, self._hand_back
+        )
+        return b""
+
+    def _return_shell(self) -> None:
+        """Have the init go on with the shell, and with what is under way in it. Flush the outbox afterwards."""
+        shell, self._shell = self._shell, None
+        if shell is not None:
+            self.outbox.put(shell.give_back())
+            if shell.frame is not None:
+                self.outbox.put(shell.frame.raw)
+
+    def _hand_back(self) -> None:
+        self._return_shell()
+        self.outside.flush()
+
+    def _shell_answered(self, raw: bytes, code: int) -> None:
+        try:
+            raw = self._judged(raw, frames.MAYBE_OOM if code == _KILLED else 0)
+        except SlotHitError as error:
+            self.outside.end(str(error))
+            return
+        self.outside.answer(raw)
+        self._next()
+        self.outside.flush()
 
 
 def _described(status: int) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import pytest_asyncio
 
-from agentenv_backends.requests import KillRequest, RecordingRequest, ShellRequest
+from agentenv_backends.requests import ExecRequest, KillRequest, RecordingRequest, ShellRequest
 from agentenv_backends.results import ExecStatus, KillResult, RecordingResult
 from tests.agentenv_backends.sandboxd.harness import RunningHost
 from tests.agentenv_backends.sandboxd.terminals import UNTIL_SAID, output, shell
@@ -16,6 +16,8 @@ from tests.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+    from agentenv_backends.requests import Request
 
 pytestmark = [pytest.mark.sandbox, pytest.mark.asyncio(loop_scope="module")]
 
@@ -198,6 +200,19 @@ async def test_a_withdrawn_command_is_interrupted_and_the_shell_goes_on(host: Ru
     with pytest.raises(asyncio.CancelledError):
         await task
     assert await output(host, "ls; echo $x") == "begun\n5\n"
+
+
+@pytest.mark.parametrize("asked", [ExecRequest("sleep 100", 100), ShellRequest("sleep 100", 100)])
+async def test_what_is_withdrawn_as_soon_as_it_is_asked_does_not_run_on(
+    host: RunningHost, asked: Request
+) -> None:
+    for _ in range(5):
+        task = asyncio.create_task(host.execute(asked))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert await output(host, "echo on") == "on\n"
 
 
 # --- background jobs, and who kills whom ------------------------------------------------------------------------------
