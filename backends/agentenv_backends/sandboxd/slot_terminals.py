@@ -42,8 +42,7 @@ class Terminals:
 
     def answer(self, request_id: int, header: Dict[str, Any], body: bytes) -> Answer:
         """Header, body and flags of the answer to such a request. Raises `RefusedError`."""
-        if self._begun is None:
-            self._bury()
+        self._bury()
         self._around.request_id = request_id
         if header["op"] == "shell":
             self._has_just_run = True
@@ -95,9 +94,10 @@ class Terminals:
 
     def _bury(self) -> None:
         """End what has ended by itself, with all it has left. This waits until no command runs: its processes cannot be
-        told apart from what a shell has left.
+        told apart from what a shell has left. What a shell is lent for, or is to go on with, may be how it ended.
         """
-        if self._shell is not None and self._shell.has_ended and not self._is_lent:
+        is_ours = not self._is_lent and self._begun is None
+        if self._shell is not None and self._shell.has_ended and is_ours:
             self._notice = b"the shell ended after the last command (%s); this is a new one\n" % (
                 _described(self._shell.end())
             )
