@@ -62,9 +62,13 @@ def exec_result(
 
 
 async def toy_shell(slot: FakeSlot, request: ExecRequest) -> ExecResult:
-    """A shell that knows six commands, and `echo ... > file`."""
-    command, _, target = request.command.partition(">")
-    words = shlex.split(command) or ["true"]
+    """A shell that knows six commands, and `echo ... > file`; each is a program as well."""
+    target = ""
+    if isinstance(request.command, str):
+        command, _, target = request.command.partition(">")
+        words = shlex.split(command) or ["true"]
+    else:
+        words = list(request.command)
     if words[0] == "sleep":
         await asyncio.sleep(float(words[1]))
     if words[0] in {"sleep", "true"}:

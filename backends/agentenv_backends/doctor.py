@@ -140,7 +140,8 @@ def _memory_in_all(config: LocalConfig) -> int:
 async def _run_part(pool: SlotPool, slot: Slot, part: str, asked: dict[str, Any]) -> dict[str, Any]:
     # By standard input alone: what is on a command line or in a variable could be found by the probe.
     source = resources.files("agentenv_backends").joinpath("_probe.py").read_text("utf-8")
-    request = ExecRequest("exec python3 -", stdin=f"{source}\nrun({part!r}, {asked!r})\n".encode())
+    program = f"{source}\nrun({part!r}, {asked!r})\n"
+    request = ExecRequest(("python3", "-"), stdin=program.encode())
     answer = await pool.execute(slot, request)
     if not isinstance(answer, ExecResult) or answer.exit_code != 0:
         raise InfrastructureError(f"the probe's part {part!r} did not run: {answer}")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 DEFAULT_TIMEOUT_S = 30.0
 DEFAULT_MAX_OUTPUT_BYTES = 50_000
@@ -22,13 +22,16 @@ DEFAULT_MAX_ENTRIES = 5_000
 
 @dataclass(frozen=True, slots=True)
 class ExecRequest:
-    """Run `command` in a fresh shell.
+    """Run `command`: a text in a fresh shell, or a program with its arguments and no shell in between.
+
+    A program without a slash in its name is looked for in the `PATH` of its environment. One that is not there exits
+    with 127, one that cannot be run with 126, as in a shell, and standard error says why.
 
     Standard input is `stdin` (empty: the command reads end-of-file at once). After the command's main process has
     exited, or at the deadline, every process it left in the slot is killed: nothing outlives a call.
     """
 
-    command: str
+    command: str | Sequence[str]
     timeout_s: float = DEFAULT_TIMEOUT_S
     cwd: str = "."
     env: Mapping[str, str] = field(default_factory=dict)

@@ -49,7 +49,7 @@ from agentenv_backends.results import (
 from agentenv_backends.sandboxd import frames
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from agentenv_backends.requests import Request
     from agentenv_backends.results import Result
@@ -126,8 +126,12 @@ def _decoded(text: bytes) -> Any:
 
 def _encode_exec(request: ExecRequest) -> tuple[dict[str, Any], bytes, float]:
     timeout_s = _seconds(request.timeout_s)
-    command = _text_bytes("command", request.command)
     values: dict[str, Any] = {"op": "exec", "timeout": timeout_s, "max": request.max_output_bytes}
+    if isinstance(request.command, str):
+        command = _text_bytes("command", request.command)
+    else:
+        command = _arguments_bytes(request.command)
+        values["program"] = True
     if request.cwd != ".":
         values["cwd"] = request.cwd
     if request.env:
@@ -146,6 +150,15 @@ def _seconds(timeout_s: float) -> float:
             FailureKind.BAD_REQUEST, f"timeout_s={timeout_s!r}: it must be positive and finite"
         )
     return timeout_s
+
+
+def _arguments_bytes(arguments: Sequence[str]) -> bytes:
+    if not arguments:
+        raise _Refused(FailureKind.BAD_REQUEST, f"command={arguments!r}: it names no program")
+    if any("\0" in argument for argument in arguments):
+        message = "the command holds a NUL byte, which no program accepts"
+        raise _Refused(FailureKind.BAD_REQUEST, message)
+    return b"\0".join(_text_bytes("command", argument) for argument in arguments)
 
 
 def _text_bytes(what: str, text: str) -> bytes:

@@ -244,7 +244,7 @@ async def test_commands_of_the_agent_start_where_its_config_says():
         def build_agent_config(self, item: Any) -> Any:
             return replace(super().build_agent_config(item), working_dir="repo")
 
-    asked: list[tuple[str, str]] = []
+    asked: list[tuple[object, str]] = []
 
     def shell(slot: FakeSlot, request: ExecRequest) -> ExecResult:
         asked.append((request.command, request.cwd))

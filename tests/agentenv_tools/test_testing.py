@@ -3,6 +3,7 @@
 import pytest
 
 from agentenv_backends.requests import ExecRequest
+from agentenv_backends.results import ExecResult
 from agentenv_tools import ToolCall, tool
 from agentenv_tools.testing import NullBackend, fake_executor, in_virtual_time, measure_executor
 
@@ -12,6 +13,18 @@ async def test_a_fake_run_shows_what_the_slots_were_asked():
     async with fake_executor() as run:
         await run.executor.execute("t", ToolCall("bash", {"command": "true"}))
         assert run.requests() == [[ExecRequest("true")]]
+
+
+@in_virtual_time
+async def test_a_fake_slot_knows_its_commands_as_programs_too():
+    async with fake_executor() as run:
+        await run.executor.execute("t", ToolCall("bash", {"command": "echo a > f"}))
+        shown = await run.executor.execute_request("t", ExecRequest(("cat", "f")))
+        arguments = await run.executor.execute_request("t", ExecRequest(("echo", "a  b", ">", "g")))
+    assert isinstance(shown, ExecResult)
+    assert shown.stdout.text() == "a\n"
+    assert isinstance(arguments, ExecResult)
+    assert arguments.stdout.text() == "a  b > g\n"
 
 
 @in_virtual_time

@@ -11,33 +11,34 @@ import aiodocker
 from tests.benchmarks.floors import COMMAND
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
     from aiodocker.containers import DockerContainer
 
-_COMMAND = ("bash", "-c", COMMAND)
+PROGRAM = (COMMAND,)
+SHELL = ("bash", "-c", COMMAND)
 
 
 class ExecContainer:
-    """A container that does nothing, and two ways to run a fresh shell in it."""
+    """A container that does nothing, and two ways to run a command in it."""
 
     def __init__(self, container: DockerContainer) -> None:
         self._container = container
 
-    async def by_interface(self, _trajectory: int) -> None:
+    async def by_interface(self, _trajectory: int, command: Sequence[str] = SHELL) -> None:
         """Make it, start it, read to the end of its output, ask for its exit code: what any client has to do."""
-        command = await self._container.exec(_COMMAND)
-        async with command.start(detach=False) as output:
+        execution = await self._container.exec(command)
+        async with execution.start(detach=False) as output:
             while await output.read_out() is not None:
                 pass
-        code = (await command.inspect())["ExitCode"]
+        code = (await execution.inspect())["ExitCode"]
         if code != 0:
             raise RuntimeError(f"docker exec, by the engine's interface: exit code {code}")
 
     async def by_command_line(self, _trajectory: int) -> None:
-        """The `docker` command."""
+        """The `docker` command, with a shell."""
         process = await asyncio.create_subprocess_exec(
-            *("docker", "exec", self._container.id, *_COMMAND),
+            *("docker", "exec", self._container.id, *SHELL),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,

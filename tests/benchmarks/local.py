@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from agentenv_backends.config import LocalConfig
+from agentenv_backends.requests import ExecRequest
+from agentenv_backends.results import ExecResult
 from agentenv_tools import ToolCall, ToolExecutor, ToolExecutorConfig
 from agentenv_tools.toolsets import build_registry
+from tests.benchmarks.floors import COMMAND
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -36,6 +39,12 @@ class Sandboxes:
         if not result.success:
             raise RuntimeError(f"{command!r} in trajectory {trajectory}: {result.error}")
         return result
+
+    async def program(self, trajectory: int) -> None:
+        """`true` in a trajectory's slot, without a shell; it must succeed."""
+        result = await self.executor.execute_request(f"t{trajectory}", ExecRequest((COMMAND,)))
+        if not isinstance(result, ExecResult) or result.exit_code != 0:
+            raise RuntimeError(f"{COMMAND!r} in trajectory {trajectory}: {result}")
 
     async def warm_up(self, trajectories: int) -> None:
         """A first call of each trajectory, which opens its slot."""

@@ -12,7 +12,7 @@ from agentenv_backends.requests import DEFAULT_MAX_OUTPUT_BYTES, ExecRequest
 from agentenv_backends.results import ExecResult, OpFailure
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from agentenv_backends.base import Backend, Slot
     from agentenv_backends.requests import Request
@@ -106,7 +106,7 @@ class Subject:
     async def run(
         self,
         slot: Slot,
-        command: str,
+        command: str | Sequence[str],
         *,
         timeout_s: float = 30.0,
         stdin: bytes = b"",
@@ -119,7 +119,7 @@ class Subject:
         )
         return expect(ExecResult, await self.ask(slot, request))
 
-    async def output(self, slot: Slot, command: str, **options: Any) -> str:
+    async def output(self, slot: Slot, command: str | Sequence[str], **options: Any) -> str:
         """The standard output of a command that must succeed."""
         result = await self.run(slot, command, **options)
         hold(result.exit_code == 0, f"`{command[:80]}` failed: {said(result)}")

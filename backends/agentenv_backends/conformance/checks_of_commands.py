@@ -42,6 +42,28 @@ async def output_error_output_and_exit_code_stay_apart(subject: Subject) -> None
 
 
 @check("commands")
+async def a_program_with_its_arguments_goes_without_a_shell(subject: Subject) -> None:
+    """Nothing in them is expanded; what is not there or cannot be run ends as in a shell; the rest is as with one."""
+    async with subject.slot() as slot:
+        odd = ("a  b", "$HOME", "`id`", "*", "'\"\\", "", "\n", "ü")
+        shown = await subject.output(slot, ("printf", "<%s>", *odd))
+        hold(shown == "".join(f"<{argument}>" for argument in odd), f"they came as {shown!r}")
+        hold((await subject.run(slot, ("no-such-program", "x"))).exit_code == 127, "not 127")
+        await subject.output(slot, "mkdir d; echo x > d/plain; printf '#!/bin/sh\\npwd' > d/run")
+        await subject.output(slot, ("chmod", "+x", "d/run"))
+        hold((await subject.run(slot, ("d/plain",))).exit_code == 126, "not 126")
+        where = await subject.output(slot, ("./run",), cwd="d")
+        hold(where.strip() == f"{slot.workspace_dir}/d", f"it ran in {where!r}")
+        found = await subject.output(slot, ("run",), env={"PATH": f"{slot.workspace_dir}/d:/bin"})
+        hold(found.strip() == slot.workspace_dir, f"it ran in {found!r}")
+        hold(await subject.output(slot, ("cat",), stdin=b"x\0y") == "x\0y", "its input is another")
+        late = await subject.run(slot, ("sleep", "60"), timeout_s=0.5)
+        hold(late.status is ExecStatus.TIMED_OUT, said(late))
+        for none in ((), ("echo", "\0")):
+            refused(await subject.ask(slot, ExecRequest(none)), FailureKind.BAD_REQUEST)
+
+
+@check("commands")
 async def death_by_a_signal_is_told_apart(subject: Subject) -> None:
     """From an exit code of the same number."""
     async with subject.slot() as slot:

@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from agentenv_backends.conformance.checks import check, expect, hold, refused
-from agentenv_backends.requests import ExecRequest, KillRequest, ShellRequest, TmuxRequest
+from agentenv_backends.requests import KillRequest, ShellRequest, TmuxRequest
 from agentenv_backends.results import ExecStatus, FailureKind, ShellResult, TmuxResult
 
 if TYPE_CHECKING:
@@ -132,8 +132,8 @@ async def a_terminal_ends_with_its_slot_and_with_a_killing(subject: Subject) -> 
         loop = ("while :; do date +%N > beat; sleep 0.05; done", "Enter")
         await _tmux(subject, slot, TmuxRequest("send_keys", keys=loop, min_wait_s=1))
         await subject.ask(slot, KillRequest())
-        alive = ExecRequest('a=$(cat beat); sleep 0.5; test "$a" != "$(cat beat)"')
-        hold((await subject.run(slot, alive.command)).exit_code == 1, "the terminal lives on")
+        alive = 'a=$(cat beat); sleep 0.5; test "$a" != "$(cat beat)"'
+        hold((await subject.run(slot, alive)).exit_code == 1, "the terminal lives on")
 
 
 @check("terminals", needs=("stateful_terminals",))

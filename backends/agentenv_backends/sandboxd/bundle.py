@@ -17,6 +17,7 @@ _MODULES = (
     "slot_processes",
     "slot_watch",
     "slot_capture",
+    "slot_program",
     "slot_begin",
     "slot_entry",
     "slot_spawn",

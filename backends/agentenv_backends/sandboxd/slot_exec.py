@@ -12,6 +12,7 @@ from .frames import MAYBE_OOM
 from .lean import SIGKILL, write_all
 from .refusal import RefusedError, from_os_error
 from .slot_capture import CHUNK, LAST_READS, MAX_OUTPUT, Capture, enlarge_pipe, packed
+from .slot_program import exit_code, find
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ class Run:
         "none_left",
         "out",
         "pid",
+        "program",
         "started",
         "status",
         "streams",
@@ -83,6 +85,8 @@ class Run:
         self.streams: Dict[int, Capture] = {}
         self.ends: Tuple[int, ...] = ()
         """The writing ends. Held until the main process has ended: its death wakes us once, not once for each pipe."""
+        self.program: Optional[bytes] = None
+        """Its name, where it goes without a shell."""
         self.pid = 0
         self.status: Optional[int] = None
         self.none_left = False
@@ -120,18 +124,25 @@ class Executor:
         """Header, body and flags of the answer. Raises `RefusedError` when the command cannot be started."""
         run = Run(header)
         split = len(body) - int(header.get("stdin", 0))
-        self._start(run, header, body[:split], body[split:])
-        outcome = self._follow(run, request_id)
-        self._clean(run)
-        failure = self._spawner.failure(run.status) if run.status else None
+        outcome = "exited"
+        failure = self._start(run, header, body[:split], body[split:])
+        if failure is None:
+            outcome = self._follow(run, request_id)
+            self._clean(run)
+            failure = self._spawner.failure(run.status) if run.status else None
         if failure is not None:
-            raise _start_failure(failure)
+            _note_failure(run, failure)
         return _answer(run, outcome)
 
     # --- starting -------------------------------------------------------------------------------------------------
 
-    def _start(self, run: Run, header: Dict[str, Any], command: bytes, stdin: bytes) -> None:
-        if b"\0" in command:
+    def _start(
+        self, run: Run, header: Dict[str, Any], command: bytes, stdin: bytes
+    ) -> Optional[OSError]:
+        """Begin the command, or tell why the system did not let it begin."""
+        if "program" in header:
+            run.program = command.partition(b"\0")[0]
+        elif b"\0" in command:
             raise RefusedError(
                 "bad_request", "the command holds a NUL byte, which no shell accepts"
             )
@@ -142,20 +153,21 @@ class Executor:
                 os.fchdir(folder)
             self._spawn(run, command, stdin, header.get("env"))
         except OSError as error:
-            raise _start_failure(error) from error
+            return error
         except ValueError as error:
             raise RefusedError("bad_request", "environment: %s" % error) from error
         finally:
             if folder >= 0:
                 os.close(folder)
                 os.fchdir(self._workspace.fd)
+        return None
 
     def _spawn(
         self, run: Run, command: bytes, stdin: bytes, extra_env: Optional[Dict[str, str]]
     ) -> None:
+        env = dict(self._env, **extra_env) if extra_env else self._env
         opened: List[int] = []
         try:
-            arguments: List[Union[str, bytes]] = [self._name, "-c", command]
             source = self._null
             if stdin:
                 source = _memory_file(stdin)
@@ -172,13 +184,17 @@ class Executor:
                 (os.POSIX_SPAWN_DUP2, out_end, 1),
                 (os.POSIX_SPAWN_DUP2, err_end, 2),
             ]
-            if len(command) > MAX_ARGUMENT:
+            path = self._shell
+            arguments: List[Union[str, bytes]] = [self._name, "-c", command]
+            if run.program is not None:
+                path = find(run.program, env.get("PATH"))
+                arguments[:] = command.split(b"\0")
+            elif len(command) > MAX_ARGUMENT:
                 script = _memory_file(command)
                 opened.append(script)
                 actions.append((os.POSIX_SPAWN_DUP2, script, 3))
                 arguments[1:] = ["/dev/fd/3"]
-            env = dict(self._env, **extra_env) if extra_env else self._env
-            run.pid = self._spawner.spawn(self._shell, arguments, env, actions)
+            run.pid = self._spawner.spawn(path, arguments, env, actions)
             for descriptor in (out, err, out_end, err_end):
                 opened.remove(descriptor)
         finally:
@@ -293,9 +309,19 @@ def was_killed(status: int) -> bool:
     return os.WIFSIGNALED(status) and os.WTERMSIG(status) == SIGKILL
 
 
+def _note_failure(run: Run, failure: OSError) -> None:
+    """Of a program that is not there, or is none, a shell would say as much. Raises `RefusedError` for all else."""
+    code = 0 if run.program is None else exit_code(failure)
+    if not code:
+        raise _start_failure(failure) from failure
+    run.err.add(b"%s: %s\n" % (run.program, os.strerror(failure.errno or 0).encode()))
+    run.status = code << 8
+
+
 def _start_failure(error: OSError) -> RefusedError:
     if error.errno == errno.E2BIG:
-        return RefusedError("bad_request", "the environment is too large for the kernel to pass on")
+        message = "the environment and arguments are too large for the kernel to pass on"
+        return RefusedError("bad_request", message)
     failure = from_os_error(error, "cannot start the command")
     return RefusedError("cannot_start", failure.message)
 

@@ -41,6 +41,8 @@ _NOT_BEGUN = 127
 """Exit code of what did not become a program; of programs, too."""
 _NOWHERE = "/dev/null/nowhere"
 """What can become nothing, if it gets so far as to try, fails with ENOTDIR."""
+_MOST_PROGRAMS = 8
+"""Entry programs that are kept: what commands become is mostly the shell."""
 _HELD = (SIGPIPE, SIGCHLD, SIGXFSZ)
 """What an init must not end at. Python would ignore the first and the last, and so would what it starts."""
 
@@ -158,8 +160,8 @@ class _Entry:
         from .slot_entry import FAILURES  # noqa: PLC0415 - few slots need it
 
         self._uid = uid
-        self._programs: Dict[str, str] = {}
-        """Names of the programs, by what they become."""
+        self._programs: Dict[str, int] = {}
+        """Descriptors of the programs, by what they become; the latest used last."""
         self.failures = (os.POSIX_SPAWN_DUP2, failures.writing, FAILURES)
         """Has a program that does not begin say why."""
 
@@ -175,11 +177,15 @@ class _Entry:
 
     def to(self, path: str) -> str:
         """What to start in order to become the program at `path`. Raises `OSError`."""
-        if path not in self._programs:
+        program = self._programs.pop(path, -1)
+        if program < 0:
             from .slot_entry import open_entry_program  # noqa: PLC0415 - few slots need it
 
-            self._programs[path] = "/proc/self/fd/%d" % open_entry_program(self._uid, path)
-        return self._programs[path]
+            program = open_entry_program(self._uid, path)
+            if len(self._programs) == _MOST_PROGRAMS:
+                os.close(self._programs.pop(next(iter(self._programs))))
+        self._programs[path] = program
+        return "/proc/self/fd/%d" % program
 
 
 class _Fork:

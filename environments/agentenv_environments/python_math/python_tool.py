@@ -37,7 +37,7 @@ class PythonTool(SandboxTool[PythonArguments]):
     def request(self, arguments: PythonArguments, timeout_s: float) -> Request:
         """See `SandboxTool.request`."""
         return ExecRequest(
-            command="exec python3 -", timeout_s=timeout_s, stdin=arguments.code.encode()
+            command=("python3", "-"), timeout_s=timeout_s, stdin=arguments.code.encode()
         )
 
     def result(self, arguments: PythonArguments, result: Result, timeout_s: float) -> ToolResult:

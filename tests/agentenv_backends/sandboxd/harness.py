@@ -22,7 +22,7 @@ from tests.processes import Process, descendants
 from tests.waiting import WITHIN_S, eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from agentenv_backends.requests import Request
     from agentenv_backends.results import Result
@@ -47,7 +47,9 @@ class RunningHost:
     async def execute(self, request: Request, slot: str = "a") -> Result:
         return await self.connection.execute(slot, request)
 
-    async def run(self, command: str, slot: str = "a", **options: Any) -> ExecResult:
+    async def run(
+        self, command: str | Sequence[str], slot: str = "a", **options: Any
+    ) -> ExecResult:
         result = await self.connection.execute(slot, ExecRequest(command, **options))
         assert isinstance(result, ExecResult), result
         return result

@@ -77,6 +77,63 @@ async def test_a_command_that_is_not_there_or_not_executable_is_the_shells_to_te
     assert (await host.run("touch f; ./f")).exit_code == 126
 
 
+async def test_a_programs_arguments_reach_it_as_they_are(host: RunningHost) -> None:
+    arguments = ("a  b", "$HOME", "*", "", "'\"\\", "\n", os.fsdecode(b"\xff"))
+    result = await host.run(("printf", r"%s\0", *arguments))
+    assert result.stdout.head == b"".join(os.fsencode(each) + b"\0" for each in arguments)
+
+
+async def test_a_program_is_looked_for_where_its_environment_says(host: RunningHost) -> None:
+    await host.run("mkdir -p first second empty/run; echo x > first/run")
+    await host.run("printf '#!/bin/sh\necho second' > second/run; chmod +x second/run")
+    here = host.connection.workspace_dir("a")
+    path = ":".join(f"{here}/{folder}" for folder in ("missing", "empty", "first", "second"))
+    assert (await host.run(("run",), env={"PATH": path})).stdout.text() == "second\n"
+    assert (await host.run(("run",), env={"PATH": ""}, cwd="second")).stdout.text() == "second\n"
+    hidden = await host.run(("run",), env={"PATH": f"{here}/first"})
+    assert (hidden.exit_code, hidden.stderr.text()) == (126, "run: Permission denied\n")
+
+
+@pytest.mark.parametrize(
+    ("program", "code", "says"),
+    [
+        ("no-such-program", 127, "No such file or directory"),
+        ("", 127, "No such file or directory"),
+        ("./no-such-program", 127, "No such file or directory"),
+        ("plain/program", 127, "Not a directory"),
+        ("./plain", 126, "Permission denied"),
+        ("./folder", 126, "Permission denied"),
+        ("./none", 126, "Exec format error"),
+        ("./round", 126, "Too many levels of symbolic links"),
+        ("./" + "x" * 300, 126, "File name too long"),
+        ("./stranded", 127, "No such file or directory"),
+    ],
+)
+async def test_a_program_that_does_not_begin_ends_as_in_a_shell(
+    host: RunningHost, program: str, code: int, says: str
+) -> None:
+    await host.run("mkdir folder; echo x > plain; echo x > none; chmod +x none; ln -s round round")
+    await host.run("echo '#!/no/such/interpreter' > stranded; chmod +x stranded")
+    result = await host.run((program, "argument"))
+    assert (result.status, result.exit_code) == (ExecStatus.EXITED, code)
+    assert result.stderr.text() == f"{program}: {says}\n"
+    assert (await host.run(("echo", "on"))).stdout.text() == "on\n"
+
+
+async def test_arguments_that_no_kernel_passes_on_are_refused(host: RunningHost) -> None:
+    assert await host.refused(ExecRequest(("echo", "x" * 200_000))) == "bad_request"
+    assert await host.refused(ExecRequest(("echo", "a\0b"))) == "bad_request"
+    assert await host.refused(ExecRequest(())) == "bad_request"
+
+
+async def test_nothing_that_a_program_starts_outlives_it(host: RunningHost) -> None:
+    await host.run(("sh", "-c", "setsid sleep 1000 & sleep 1000 & true"))
+    assert await nobody_is_left(host)
+    late = await host.run(("sleep", "1000"), timeout_s=0.3)
+    assert late.status is ExecStatus.TIMED_OUT
+    assert await nobody_is_left(host)
+
+
 async def test_each_call_has_a_fresh_shell_in_the_same_workspace(host: RunningHost) -> None:
     await host.run("export X=1; echo kept > file; cd /; set -e")
     result = await host.run("echo ${X:-unset} $PWD; cat file; false; echo after")

@@ -149,6 +149,24 @@ async def test_environments_and_scripts_of_any_size_reach_a_command(host: Runnin
 # --- signals and looks -----------------------------------------------------------------------------------------------
 
 
+async def test_programs_of_every_name_begin_as_the_slots_user(host: RunningHost) -> None:
+    await host.run("for n in $(seq 20); do cp $(command -v id) program$n; done; echo x > none")
+    who = (await host.run(("id", "-u"))).stdout.text()
+    assert int(who) > UID_BASE
+    names = [f"./program{number}" for number in range(1, 21)]
+    for name in [*names, *names]:  # more of them than entry programs are kept of
+        # What still runs has commands begin in another way.
+        assert (await host.run((name, "-u"))).stdout.text() == who
+    await host.execute(ShellRequest("sleep 1000 & true"))
+    for name in [*names, *names]:
+        assert (await host.run((name, "-u"))).stdout.text() == who
+    for missing, code in (("./missing", 127), ("./none", 126), ("missing", 127)):
+        assert (await host.run((missing,))).exit_code == code
+    await host.execute(KillRequest())
+    for missing, code in (("./missing", 127), ("./none", 126), ("missing", 127)):
+        assert (await host.run((missing,))).exit_code == code
+
+
 async def test_killing_all_one_can_kills_nobody_else(host: RunningHost) -> None:
     task = asyncio.create_task(host.run("sleep 1; echo done", "b"))
     for _ in range(3):
