@@ -6,8 +6,9 @@ A command is one line,
     <the command>' </dev/null; { 9<"/dev/null/<nonce>/$?/$MARK" || ...; } 2>&60 || \exit 126
 
 The report is bash's message about a file that cannot be opened. That takes redirections, reserved words and assignments
-alone, so no function or alias stands in its way. MARK tells whether `eval` was still bash's own. A second line, sent
-to those that take their time, reports where an interrupt made bash drop the rest of the first.
+alone, so no function or alias stands in its way. MARK tells whether `eval` was still bash's own: it is the nonce while
+the command runs, and `:<nonce>` once it is reported. A second line, sent to those that take their time, reports where
+an interrupt made bash drop the first, or the rest of it.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ BEGIN = (
 )
 """What it is sent first."""
 _REPORT_IT = (
-    b'{ 9<"/dev/null/%s/%s/${' + _MARK + b'-unset}" || \\set +evx; '
-    b"PS1= PS2= PROMPT_COMMAND= " + _MARK + b"=; } 2>&60"
+    b'{ 9<"/dev/null/%s/%s/%s" || \\set +evx; PS1= PS2= PROMPT_COMMAND= ' + _MARK + b"=:%s; } 2>&60"
 )
+_ITS_MARK, _LATE = b"${" + _MARK + b"-unset}", b"late"
 _LINE = b"\\eval '" + _MARK + b"=%s\n%s' </dev/null; " + _REPORT_IT + b" || \\exit 126\n"
 _POSIX_LINE = b"POSIXLY_CORRECT=y; " + _LINE.replace(b"'", b"'\\unset POSIXLY_CORRECT\n", 1)
 """In this mode, and in no other, bash's own `eval` goes before a function of that name."""
-_LATE_LINE = b"[[ ${" + _MARK + b"-unset} ]] && " + _REPORT_IT + b"\n"
+_LATE_LINE = b"[[ " + _ITS_MARK + b" == :%s ]] || " + _REPORT_IT + b"\n"
 
 
 def line_of(command: bytes, nonce: bytes, last_code: int, *, hides_eval: bool = False) -> bytes:
@@ -42,12 +43,12 @@ def line_of(command: bytes, nonce: bytes, last_code: int, *, hides_eval: bool = 
     if last_code and (b"$?" in command or b"${?" in command):
         command = b"(\\exit %d)\n" % last_code + command
     line = _POSIX_LINE if hides_eval else _LINE
-    return line % (nonce, command.replace(b"'", b"'\\''"), nonce, b"$?")
+    return line % (nonce, command.replace(b"'", b"'\\''"), nonce, b"$?", _ITS_MARK, nonce)
 
 
 def late_line(nonce: bytes) -> bytes:
     """Has it report once more, if it has not."""
-    return _LATE_LINE % (nonce, _INTERRUPTED)
+    return _LATE_LINE % (nonce, nonce, _INTERRUPTED, _LATE, nonce)
 
 
 def as_on_terminal(text: bytes) -> bytes:
@@ -66,7 +67,7 @@ class Report:
         self.code = -1
         """Of the command, once it is reported."""
         self.was_evaluated = False
-        """Whether it was bash's own `eval` that had the command."""
+        """Whether it was bash's own `eval` that had the command, or an interrupt came first."""
 
     def add(self, data: bytes) -> None:
         """Take in what has come; no more than what is kept of it counts."""
@@ -76,4 +77,4 @@ class Report:
         if found and fields[1]:
             code, _, mark = fields[0].partition(b"/")
             self.code = int(code[:3]) if code.isdigit() else 1
-            self.was_evaluated = mark != b""
+            self.was_evaluated = mark != b"" and not mark.startswith(b":")

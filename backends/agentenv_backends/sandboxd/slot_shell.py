@@ -13,6 +13,7 @@ Between calls the shell may be lent to the host, which then runs what ends soon 
 
 from __future__ import annotations
 
+import fcntl
 import os
 import time
 
@@ -54,6 +55,8 @@ _SIGNALS = 13
 """How often the shell is interrupted before it is given up."""
 _AGAIN_S = 0.1
 """How long it may take to come back after each but the first."""
+_SIOCOUTQ = 0x5411
+"""Asks a socket what the other end has not taken yet."""
 _NOTHING = Capture(0)
 _ARGUMENTS = ("bash", "--norc", "--noprofile", "--noediting", "-i")
 
@@ -66,6 +69,7 @@ class Shell:
         self.recording: Recording = around.book.begin("shell", SIZE)
         self._around = around
         self._nonce = b""
+        self._began = 0.0
         self._report = Report(b"")
         self._last_code = 0
         self._hides_eval = False
@@ -203,24 +207,47 @@ class Shell:
             self._send(command)
         else:
             self._go_on(begun)
-        done = self._wait(now, deadline)
+        self._began = now
+        done = self._wait(deadline)
         if self._is_deaf:
             # It cannot report any more, and ends by itself when it finds out.
             self._around.wait(self._is_gone, time.monotonic() + _GRACEFUL_S)
         elif done and not (self._report.was_evaluated or self.has_ended):
             self._hides_eval = True
             self._send(command)
-            done = self._wait(time.monotonic(), deadline)
+            self._began = time.monotonic()
+            done = self._wait(deadline)
             if done and not self._report.was_evaluated:
                 self._err.add(b"the shell cannot evaluate commands any more and was ended\n")
                 self._is_useless = True
         return done
 
-    def _wait(self, now: float, deadline: float) -> bool:
-        if self._around.wait(self._is_done, min(deadline, now + SOON_S)):
+    def _wait(self, deadline: float) -> bool:
+        """False when the deadline has passed."""
+        has_taken_it = self._has_taken_it(deadline)
+        if self._is_done():
             return True
-        self._send_late_line()
+        if has_taken_it:
+            self._send_late_line()
         return self._around.wait(self._is_done, deadline)
+
+    def _has_taken_it(self, deadline: float) -> bool:
+        """Wait until it is done, or bash has read all of the command and had time to get to it; False at the deadline.
+
+        An interrupt before that would make it drop the command's first lines, and take the others for commands.
+        """
+        around, until = self._around, self._began + SOON_S
+        while not around.wait(self._is_done, min(deadline, until)):
+            if self._is_all_read() and time.monotonic() >= until:
+                return True
+            if time.monotonic() >= deadline:
+                return False
+            until = max(until, time.monotonic() + SOON_S / 5)
+        return True
+
+    def _is_all_read(self) -> bool:
+        unread = fcntl.ioctl(self._script, _SIOCOUTQ, b"\0\0\0\0")
+        return not self._unsent and not any(unread)
 
     def _is_done(self) -> bool:
         return self._report.code >= 0 or self.has_ended
@@ -287,21 +314,35 @@ class Shell:
 
     def _interrupt(self, jobs: List[int]) -> None:
         """Bring the shell back from its command, or end it. Spares the background jobs that there were before."""
-        self._send_late_line()
         until = time.monotonic() + _GRACEFUL_S
+        if self._is_late_line_due and not self._has_taken_it(until):
+            self._is_useless = True
+            return
+        self._send_late_line()
         for signals in range(_SIGNALS):
-            # A shell that has not read all of a command would take the rest of it for commands.
-            if self._unsent:
-                break
             self.recording.input(b"\x03")
             signal_quietly(-self._pid, SIGINT)
             if self._around.wait(self._is_done, until):
+                self._interrupt_rest(jobs)
                 return
             if signals >= _IN_VAIN:
                 for pid in descendants_of(self._pid, jobs):
                     signal_quietly(pid, SIGKILL)
             until = time.monotonic() + _AGAIN_S
         self._is_useless = True
+
+    def _interrupt_rest(self, jobs: List[int]) -> None:
+        """What bash was just starting may have missed the interrupt, and bash would wait for it in its next command."""
+        for pid in descendants_of(self._pid, jobs):
+            if _group_of(pid) == self._pid:
+                signal_quietly(pid, SIGINT)  # background jobs ignore it
+
+
+def _group_of(pid: int) -> int:
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:
+        return 0
 
 
 class _Stream:

@@ -215,6 +215,35 @@ async def test_what_is_withdrawn_as_soon_as_it_is_asked_does_not_run_on(
     assert await output(host, "echo on") == "on\n"
 
 
+@pytest.mark.parametrize("pause_s", [0, 0.0005, 0.002])
+async def test_the_shell_is_as_it_was_after_a_command_that_was_withdrawn_at_once(
+    host: RunningHost, pause_s: float
+) -> None:
+    await shell(host, "x=5")
+    for _ in range(10):
+        task = asyncio.create_task(shell(host, "sleep 100; x=6"))
+        await asyncio.sleep(pause_s)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        after = await shell(host, "echo $x", timeout_s=20)
+        assert (after.stdout.text(), after.shell_ended) == ("5\n", False)
+
+
+async def test_no_part_of_a_long_command_that_is_withdrawn_at_once_becomes_a_command(
+    host: RunningHost,
+) -> None:
+    await shell(host, "mkdir made; x=5")
+    lines = "\n".join(f"touch made/{number}" for number in range(50_000))
+    for _ in range(5):
+        task = asyncio.create_task(shell(host, f"cat <<'E' >/dev/null; sleep 100\n{lines}\nE\n"))
+        await asyncio.sleep(0.001)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert await output(host, "ls made; echo $x", timeout_s=20) in ("5\n", "\n")
+
+
 # --- background jobs, and who kills whom ------------------------------------------------------------------------------
 
 

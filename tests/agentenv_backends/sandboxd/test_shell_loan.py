@@ -33,3 +33,10 @@ def test_what_is_no_report_of_the_command_is_none(text: bytes) -> None:
     report = Report(b"ab12")
     report.add(text)
     assert report.code == -1
+
+
+@pytest.mark.parametrize(("mark", "was"), [(b"", False), (b":ab", False), (b"late", True)])
+def test_a_report_tells_whether_the_command_was_evaluated(mark: bytes, was: bool) -> None:
+    report = Report(b"ab12")
+    report.add(b"bash: /dev/null/ab12/130/%s: Not a directory\n" % mark)
+    assert (report.code, report.was_evaluated) == (130, was)
