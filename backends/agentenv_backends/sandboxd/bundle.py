@@ -34,6 +34,7 @@ _MODULES = (
     "slot_recording",
     "shell_lines",
     "shell_loan",
+    "shell_stream",
     "slot_shell",
     "slot_control",
     "slot_pane",
