@@ -21,6 +21,7 @@ from tests.emulators.modal.process import Command
 FS_TOOLS = Path(__file__).with_name("fs_tools.py")
 BWRAP = shutil.which("bwrap") or "bwrap"
 DEFAULT_LIFETIME_S = 300
+_MOMENT_S = 0.02
 PATH = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
 BARE = "/bare"
 """Where an image without Python has its programs."""
@@ -53,6 +54,8 @@ class Sandbox:
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     _timers: list[asyncio.TimerHandle] = field(default_factory=list)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    _starting: int = 0
+    """Commands that are being started."""
 
     @property
     def is_v1(self) -> bool:
@@ -106,12 +109,16 @@ class Sandbox:
         return [*self.commands.values(), *([self.main] if self.main else [])]
 
     async def _clear_away(self) -> None:
+        # Bubblewrap that is killed just after it has made its child leaves one, and as long as that has its pipes the
+        # command does not count as exited.
+        while self._starting or not all(each.exited.is_set() for each in self._all_commands()):
+            kill_processes_of(self.folder)
+            await asyncio.sleep(_MOMENT_S)
+        kill_processes_of(self.folder)
         for command in self._all_commands():
-            await command.exited.wait()
             command.watching.cancel()
             for output in command.outputs.values():
                 await output.end()
-        kill_processes_of(self.folder)
         await asyncio.to_thread(shutil.rmtree, self.folder, ignore_errors=True)
 
     async def _follow_main(self, main: Command) -> None:
@@ -138,7 +145,14 @@ class Sandbox:
         variables = {"PATH": path, "HOME": "/root", **self.environment, **environment}
         place = ["--chdir", workdir or self.definition.workdir or self.image_workdir or "/root"]
         argv = [*confined(self.folder, network=self._has_network), *place, "--", *arguments]
-        return await Command.start(argv, variables, timeout_s)
+        self._starting += 1
+        try:
+            command = await Command.start(argv, variables, timeout_s)
+        finally:
+            self._starting -= 1
+        if self.result is not None:
+            command.kill()
+        return command
 
     @property
     def _has_network(self) -> bool:
