@@ -68,5 +68,8 @@ async def start(server: EmulatedModal) -> AsyncIterator[Callable[..., Awaitable[
     server.heal()
     for ground in grounds:
         await ground.pool.stop()
-    assert server.sandboxes() == []
-    assert server.processes() == []
+    left = server.sandboxes(), server.processes()
+    if left != ([], []):  # what one test leaves is not to fail those after it
+        server.kill()
+        server.start()
+    assert left == ([], [])
