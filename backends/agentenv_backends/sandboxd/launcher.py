@@ -267,6 +267,9 @@ class Launcher:
             os.dup2(errors, 2)
             os.set_blocking(2, True)
             program = self._program(stream, module)
+            if self.confined:
+                # A group of its own until the init takes a session: see `SlotProcess.kill`.
+                os.setpgid(0, 0)
             if parts.group is not None:
                 parts.group.join()
             # Last: until the new program begins, this process holds the descriptors of all slots.

@@ -141,6 +141,9 @@ class SlotProcess:
 
     def kill(self) -> None:
         """End a slot that does not end by itself. What it leaves falls to this process, a subreaper."""
+        if self.confined and self.pid and not self.init_pid:
+            # Bubblewrap that is killed alone just after it has made its child leaves one that waits for it for ever.
+            signal_quietly(-self.pid, signal.SIGKILL)
         for pid in (self.init_pid, self.pid):
             if pid:
                 signal_quietly(pid, signal.SIGKILL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import io
 import os
@@ -10,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import uuid
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,8 +29,8 @@ from agentenv_backends.sandboxd.slot_capture import Capture
 from agentenv_backends.sandboxd.slot_init import MAX_REMEMBERED, Memory
 from agentenv_backends.sandboxd.slot_processes import PidNamespace, descendants_of
 from agentenv_backends.sandboxd.trees import remove_tree
-from tests.processes import child
-from tests.waiting import WITHIN_S
+from tests.processes import Process, child
+from tests.waiting import WITHIN_S, eventually
 
 PACKAGE = Path(packing.__file__).parent
 
@@ -143,6 +145,33 @@ def test_a_slot_that_gets_no_descriptors_gives_back_what_it_had(
             launcher.start()
         assert list(Path(launcher.folders).iterdir()) == []
     finally:
+        launcher.close()
+
+
+@pytest.mark.sandbox
+@pytest.mark.slow
+async def test_a_slot_that_is_killed_as_it_starts_leaves_nothing_also_without_cgroups(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cgroups, "find", lambda *_: None)
+    mark = f"/of-{uuid.uuid4().hex}"
+    launcher = Launcher(HostSettings(run_id="r", isolation="bubblewrap", folders=(mark,)))
+
+    def left() -> list[int]:
+        pids = (int(path.name) for path in Path("/proc").glob("[0-9]*"))
+        return [pid for pid in pids if mark in Process(pid, 0).command]
+
+    try:
+        for number in range(200):
+            process = launcher.start()
+            await asyncio.sleep(number * 3e-5)
+            process.kill()
+            os.waitpid(process.pid, 0)
+            launcher.finish(process)
+        await eventually(lambda: not left(), lambda: f"none of them is left: {left()}")
+    finally:
+        for pid in left():
+            os.kill(pid, signal.SIGKILL)
         launcher.close()
 
 
